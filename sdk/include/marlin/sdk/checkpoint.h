@@ -1,0 +1,56 @@
+// What is saved, when, and what is asked for when loading.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "marlin/sdk/metrics.h"
+#include "marlin/sdk/state_dict.h"
+
+namespace marlin {
+
+/// The whole state of a run, in pymarlin's three parts.
+struct Checkpoint {
+  StateDict module_interface_state;  ///< Flat: parameter or buffer name -> tensor, as Python's `model.state_dict()`.
+  StateDict trainer_state;           ///< last_epoch, optimizers, schedulers, loader position, run id.
+  StateDict trainer_backend_state;   ///< global_step_completed, batches_completed.
+  std::string source;                ///< Where it was loaded from; empty: not loaded. Not saved.
+
+  /// Nothing was there to load.
+  [[nodiscard]] bool empty() const noexcept {
+    return module_interface_state.empty() && trainer_state.empty() && trainer_backend_state.empty();
+  }
+};
+
+/// What an index counts.
+enum class Unit : uint8_t { kEpoch, kStep };
+/// Why a save point came up.
+enum class Cause : uint8_t { kPeriod, kEnd, kRequest, kStop };
+
+[[nodiscard]] MARLIN_ABI const char* to_string(Unit unit) noexcept;    ///< "epoch" or "step"
+[[nodiscard]] MARLIN_ABI const char* to_string(Cause cause) noexcept;  ///< "period", "end", "request" or "stop"
+
+/// A moment of a run at which a checkpoint may be written.
+struct SavePoint {
+  int64_t index = 0;        ///< The epoch (from 0) or the number of optimizer steps completed, as `unit` says. Range: >= 0.
+  Unit unit = Unit::kEpoch;
+  int64_t epoch = 0;        ///< The epoch that is running or was just completed, from 0.
+  int64_t global_step = 0;  ///< Optimizer steps completed.
+  Cause cause = Cause::kPeriod;
+  bool force = false;       ///< Beats the period, not the master switch.
+  Metrics metrics;          ///< The newest of every name.
+  std::string run_id;       ///< Set by the Trainer; the same for a run and what resumes it.
+};
+
+/// Which checkpoint to load.
+struct LoadRequest {
+  enum class From : uint8_t {
+    kLoadDir,   ///< `load_dir` (with `load_filename`, if set). Not set: nothing.
+    kAnywhere,  ///< The same; if there is none, `save_dir`.
+    kPath,      ///< `path`: a file, or a folder of which the newest is taken.
+  };
+  From from = From::kLoadDir;
+  std::string path = {};
+};
+
+}  // namespace marlin

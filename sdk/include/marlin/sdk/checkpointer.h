@@ -1,0 +1,87 @@
+// What a checkpointer implements.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "marlin/sdk/abi.h"
+#include "marlin/sdk/checkpoint.h"
+
+namespace marlin {
+
+/// When a checkpointer is asked to save. The host sets it; every checkpointer has these options.
+struct SaveSchedule {
+  bool checkpoint = true;  ///< Master switch: off, nothing is written and nobody is asked for state.
+  int64_t period = 1;      ///< Save when index % period == 0. Unit: epochs. Range: >= 1.
+};
+
+/// What a checkpointer learns when a run begins.
+struct RunStart {
+  std::string loaded_from;  ///< The file that this run resumes from; empty: a fresh start.
+};
+
+/// Keeps checkpoints. Public calls check and guard; an implementation writes the do_ hooks.
+///
+/// Synchronous; calls never overlap. In a run of several processes only rank 0 saves. Exceptions of any type that leave a hook
+/// reach the caller as marlin::Error with this checkpointer's name and the call.
+/// @par Source pymarlin checkpoint_utils.py AbstractCheckpointer. Differs: save() says where it wrote, load() is asked for.
+class MARLIN_ABI AbstractCheckpointer {
+ public:
+  AbstractCheckpointer();
+  virtual ~AbstractCheckpointer();
+  AbstractCheckpointer(const AbstractCheckpointer&) = delete;
+  AbstractCheckpointer& operator=(const AbstractCheckpointer&) = delete;
+
+  /// The name under which it was asked for, used in messages. Default "checkpointer".
+  [[nodiscard]] const std::string& name() const noexcept { return name_; }
+  void set_name(std::string name);
+
+  [[nodiscard]] const SaveSchedule& schedule() const noexcept { return schedule_; }
+  /// @throws Error kInvalidArgument if a field is out of its range; the schedule is then as it was.
+  void set_schedule(const SaveSchedule& schedule);
+
+  /// Called once before the first save of a run, after anything was loaded: checks what can be checked early (can it write
+  /// there?) and clears away what it was told to. Does nothing with the master switch off.
+  /// @throws Error kInvalidArgument if a fresh start would mix with files that are there.
+  void open(const RunStart& start);
+
+  /// Whether a state should be built for this point: master switch, force, period, then the hook is_due(). No I/O.
+  [[nodiscard]] bool due(const SavePoint& point) const;
+
+  /// Writes. Does not ask due() again, but the master switch holds. @return where it was written; empty: not kept.
+  /// @throws Error kIo (path, reason). What was saved before is then untouched.
+  std::vector<std::string> save(const Checkpoint& checkpoint, const SavePoint& point);
+  /// pymarlin's call: the epoch `index`, saved if due().
+  std::vector<std::string> save(const Checkpoint& checkpoint, int64_t index, bool force = false);
+  /// Writes the bare model state. No period; the master switch holds.
+  std::vector<std::string> save_model(const StateDict& model_state, int64_t index);
+  /// Whether save_model(index) has been done before, so that a run with nothing left to do need not do it again.
+  [[nodiscard]] bool has_model(int64_t index) const;
+
+  /// Whether its options ask for a checkpoint to be loaded (`load_dir` is set), so that none to be found is an error.
+  [[nodiscard]] bool wants_load() const;
+  /// Reads. Not held back by the master switch. Empty: there is none.
+  /// @throws Error kNotFound (a file that was named is missing), kCorrupt (a file is broken), kIo.
+  [[nodiscard]] Checkpoint load(const LoadRequest& request = {});
+
+  /// Ends the run's writing; reports what a destructor cannot. May be called again without effect.
+  void close();
+
+ protected:
+  virtual void do_open(const RunStart& start);                                     ///< Default: nothing.
+  [[nodiscard]] virtual bool is_due(const SavePoint& point) const;                 ///< Default: true. Period and force were checked.
+  virtual std::vector<std::string> do_save(const Checkpoint& checkpoint, const SavePoint& point) = 0;
+  virtual std::vector<std::string> do_save_model(const StateDict& model_state, int64_t index) = 0;
+  [[nodiscard]] virtual bool do_has_model(int64_t index) const;                    ///< Default: false.
+  [[nodiscard]] virtual bool do_wants_load() const;                                ///< Default: false.
+  virtual Checkpoint do_load(const LoadRequest& request) = 0;
+  virtual void do_close();                                                         ///< Default: nothing.
+
+ private:
+  std::string name_ = "checkpointer";
+  SaveSchedule schedule_;
+  bool closed_ = false;
+};
+
+}  // namespace marlin

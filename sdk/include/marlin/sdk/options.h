@@ -1,0 +1,173 @@
+// Named options: one table drives parsing, help, --print_config and validation.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "marlin/sdk/abi.h"
+
+namespace marlin {
+
+enum class OptionType : uint8_t { kBool, kInt, kDouble, kString, kList };
+
+/// One option, as it is typed and explained.
+struct OptionSpec {
+  std::string name;                                 ///< Lower-case letters, digits, '_' and '.'.
+  OptionType type = OptionType::kString;
+  std::optional<std::string> default_value = {};    ///< As it would be typed. Unset: the option may have no value at all.
+  std::string help = {};                            ///< One sentence.
+  std::string unit = {};
+  std::optional<double> min = {};                   ///< For numbers: the least that is allowed.
+  std::optional<double> max = {};
+  std::vector<std::string> choices = {};            ///< If not empty: for strings, what is allowed.
+};
+using OptionTable = std::vector<OptionSpec>;
+
+/// Values for the options of one table, checked as they are set. Texts as typed; lists are separated by commas.
+class MARLIN_ABI Options {
+ public:
+  Options() = default;
+  explicit Options(OptionTable table);
+
+  [[nodiscard]] const OptionTable& table() const noexcept { return table_; }
+
+  /// Sets one value. `flag` is how messages name it, e.g. "--module.lr" or "run.ini:3: module.lr".
+  /// @throws Error kInvalidArgument: no such option, not of its type, out of range. Nothing is then set.
+  void set(std::string_view name, std::string_view text, std::string_view flag = {});
+
+  /// Whether it has a value: a default or one that was set.
+  [[nodiscard]] bool has(std::string_view name) const;
+  /// Whether it was set, rather than left at its default.
+  [[nodiscard]] bool given(std::string_view name) const;
+  /// The value as it would be typed. @throws Error kNotFound: no such option, or no value.
+  [[nodiscard]] std::string text(std::string_view name) const;
+
+  /// T: bool, int64_t, double, std::string, std::filesystem::path, std::vector<std::string>, or std::optional of one of them.
+  /// @throws Error kNotFound: no such option, or no value and T is not an optional.
+  template <class T> [[nodiscard]] T get(std::string_view name) const;
+
+ private:
+  [[nodiscard]] const OptionSpec& spec(std::string_view name) const;
+  [[nodiscard]] bool bool_value(std::string_view name) const;
+  [[nodiscard]] int64_t int_value(std::string_view name) const;
+  [[nodiscard]] double double_value(std::string_view name) const;
+  [[nodiscard]] std::vector<std::string> list_value(std::string_view name) const;
+
+  OptionTable table_;
+  std::vector<std::optional<std::string>> values_;  // by position in table_; unset: the default holds
+};
+
+namespace detail {
+template <class T> struct is_optional : std::false_type {};
+template <class T> struct is_optional<std::optional<T>> : std::true_type {};
+
+[[nodiscard]] MARLIN_ABI std::string option_text(bool value);
+[[nodiscard]] MARLIN_ABI std::string option_text(int64_t value);
+[[nodiscard]] MARLIN_ABI std::string option_text(double value);  ///< The shortest text that reads back as the same number.
+[[nodiscard]] MARLIN_ABI std::string option_text(const std::string& value);
+[[nodiscard]] MARLIN_ABI std::string option_text(const std::filesystem::path& value);
+[[nodiscard]] MARLIN_ABI std::string option_text(const std::vector<std::string>& value);
+
+template <class T>
+constexpr OptionType option_type() {
+  if constexpr (is_optional<T>::value) return option_type<typename T::value_type>();
+  else if constexpr (std::is_same_v<T, bool>) return OptionType::kBool;
+  else if constexpr (std::is_same_v<T, int64_t>) return OptionType::kInt;
+  else if constexpr (std::is_same_v<T, double>) return OptionType::kDouble;
+  else if constexpr (std::is_same_v<T, std::vector<std::string>>) return OptionType::kList;
+  else {
+    static_assert(std::is_same_v<T, std::string> || std::is_same_v<T, std::filesystem::path>, "not a type an option can have");
+    return OptionType::kString;
+  }
+}
+}  // namespace detail
+
+template <class T>
+T Options::get(std::string_view name) const {
+  if constexpr (detail::is_optional<T>::value) {
+    return has(name) ? T(get<typename T::value_type>(name)) : T();
+  } else {
+    constexpr OptionType type = detail::option_type<T>();
+    if constexpr (type == OptionType::kBool) return bool_value(name);
+    else if constexpr (type == OptionType::kInt) return int_value(name);
+    else if constexpr (type == OptionType::kDouble) return double_value(name);
+    else if constexpr (type == OptionType::kList) return list_value(name);
+    else return T(text(name));
+  }
+}
+
+/// What an option field may be told besides its name and help.
+struct OptionLimits {
+  std::string unit = {};
+  std::optional<double> min = {};
+  std::optional<double> max = {};
+  std::vector<std::string> choices = {};
+};
+
+/// Ties one option to one field of the options struct S.
+template <class S>
+struct OptionField {
+  OptionSpec spec;
+  std::function<void(S&, const Options&)> read;
+  std::function<std::optional<std::string>(const S&)> text;  ///< The field's value as it would be typed; unset: none.
+};
+
+/// The table of a struct is a static function of it:
+/// @code static std::vector<OptionField<Mine>> option_fields() { return {option_field("lr", &Mine::lr, "Learning rate.")}; } @endcode
+template <class S, class T>
+[[nodiscard]] OptionField<S> option_field(std::string name, T S::* member, std::string help, OptionLimits limits = {}) {
+  OptionSpec spec{name, detail::option_type<T>(), std::nullopt, std::move(help), std::move(limits.unit), limits.min, limits.max, std::move(limits.choices)};
+  return {std::move(spec), [name, member](S& into, const Options& options) { into.*member = options.get<T>(name); },
+          [member](const S& from) -> std::optional<std::string> {
+            if constexpr (detail::is_optional<T>::value) {
+              if (!(from.*member)) return std::nullopt;
+              return detail::option_text(*(from.*member));
+            } else {
+              return detail::option_text(from.*member);
+            }
+          }};
+}
+
+/// The option table of S; defaults are those of `defaults`.
+template <class S>
+[[nodiscard]] OptionTable option_table(const S& defaults = S{}) {
+  OptionTable table;
+  for (OptionField<S>& field : S::option_fields()) {
+    field.spec.default_value = field.text(defaults);
+    table.push_back(std::move(field.spec));
+  }
+  return table;
+}
+
+/// The same as a function for PluginInfo::options: MARLIN_PLUGIN(..., .options = &marlin::options_of<Mine>).
+template <class S>
+[[nodiscard]] OptionTable options_of() {
+  return option_table<S>();
+}
+
+/// Checks a struct that was filled in C++ as if each field had been typed.
+/// @param prefix stands before the field's name in messages, e.g. "checkpointer.".
+/// @throws Error kInvalidArgument for the first field that is out of its range.
+template <class S>
+void validate(const S& value, const std::string& prefix = {}) {
+  Options options(option_table<S>());
+  for (const OptionField<S>& field : S::option_fields()) {
+    if (auto text = field.text(value)) options.set(field.spec.name, *text, prefix + field.spec.name);
+  }
+}
+
+/// S, filled from options that were made from its table.
+template <class S>
+[[nodiscard]] S parse(const Options& options) {
+  S result;
+  for (const OptionField<S>& field : S::option_fields()) field.read(result, options);
+  return result;
+}
+
+}  // namespace marlin

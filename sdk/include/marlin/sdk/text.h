@@ -1,0 +1,28 @@
+// Putting a message together.
+#pragma once
+
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "marlin/sdk/abi.h"
+
+namespace marlin {
+
+/// The arguments, each written with operator<<, one after the other.
+template <class... Args>
+[[nodiscard]] std::string concat(const Args&... args) {
+  std::ostringstream out;
+  (out << ... << args);
+  return std::move(out).str();
+}
+
+/// "a, b, c".
+[[nodiscard]] MARLIN_ABI std::string join(const std::vector<std::string>& parts, std::string_view separator = ", ");
+
+/// The candidate that differs from `word` by the fewest typing mistakes (insert, delete, replace, swap of neighbours);
+/// empty if none comes near enough to be meant.
+[[nodiscard]] MARLIN_ABI std::string nearest(std::string_view word, const std::vector<std::string>& candidates);
+
+}  // namespace marlin

@@ -1,0 +1,35 @@
+// Where metrics go.
+#pragma once
+
+#include <cstdint>
+
+#include "marlin/sdk/abi.h"
+#include "marlin/sdk/metrics.h"
+
+namespace marlin {
+
+/// One set of metrics of a run.
+struct MetricsEvent {
+  enum class Kind : uint8_t {
+    kStep,        ///< The training metrics since the last such event, `global_step` being the last step in them.
+    kValidation,  ///< A validation of all loaders.
+    kEpoch,       ///< The training metrics of the whole epoch.
+  };
+  Kind kind = Kind::kStep;
+  int64_t epoch = 0;        ///< From 0.
+  int64_t global_step = 0;  ///< Optimizer steps completed.
+  Metrics metrics;
+};
+
+[[nodiscard]] MARLIN_ABI const char* to_string(MetricsEvent::Kind kind) noexcept;  ///< "step", "validation" or "epoch"
+
+/// Writes metrics somewhere. Called from the training thread of rank 0, never twice at once.
+class MARLIN_ABI Writer {
+ public:
+  virtual ~Writer();
+  virtual void write(const MetricsEvent& event) = 0;
+  /// At the end of each epoch and of the run: what was written must be readable. Default: nothing.
+  virtual void flush();
+};
+
+}  // namespace marlin

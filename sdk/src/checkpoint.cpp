@@ -1,0 +1,31 @@
+#include "marlin/sdk/checkpoint.h"
+
+#include "marlin/sdk/writer.h"
+
+namespace marlin {
+
+const char* to_string(Unit unit) noexcept { return unit == Unit::kEpoch ? "epoch" : "step"; }
+
+const char* to_string(Cause cause) noexcept {
+  switch (cause) {
+    case Cause::kPeriod: return "period";
+    case Cause::kEnd: return "end";
+    case Cause::kRequest: return "request";
+    case Cause::kStop: return "stop";
+  }
+  return "unknown";
+}
+
+const char* to_string(MetricsEvent::Kind kind) noexcept {
+  switch (kind) {
+    case MetricsEvent::Kind::kStep: return "step";
+    case MetricsEvent::Kind::kValidation: return "validation";
+    case MetricsEvent::Kind::kEpoch: return "epoch";
+  }
+  return "unknown";
+}
+
+Writer::~Writer() = default;
+void Writer::flush() {}
+
+}  // namespace marlin

@@ -1,0 +1,50 @@
+#include "marlin/sdk/text.h"
+
+#include <algorithm>
+
+namespace marlin {
+namespace {
+
+// Damerau's distance in its restricted form: no part of a word is edited twice.
+size_t distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> before(b.size() + 1), last(b.size() + 1), row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) last[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      row[j] = std::min({last[j] + 1, row[j - 1] + 1, last[j - 1] + (a[i - 1] != b[j - 1])});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) row[j] = std::min(row[j], before[j - 2] + 1);
+    }
+    before = last;
+    last = row;
+  }
+  return last[b.size()];
+}
+
+}  // namespace
+
+std::string join(const std::vector<std::string>& parts, std::string_view separator) {
+  std::string result;
+  for (const std::string& part : parts) {
+    if (!result.empty() || &part != parts.data()) result += separator;
+    result += part;
+  }
+  return result;
+}
+
+std::string nearest(std::string_view word, const std::vector<std::string>& candidates) {
+  std::string best;
+  size_t best_distance = std::max<size_t>(2, word.size() / 3) + 1;
+  for (const std::string& candidate : candidates) {
+    // Someone who leaves out a group's prefix means the option all the same.
+    const size_t dot = candidate.rfind('.');
+    size_t d = distance(word, candidate);
+    if (dot != std::string::npos && word.find('.') == std::string_view::npos) {
+      d = std::min(d, distance(word, std::string_view(candidate).substr(dot + 1)) + 1);
+    }
+    if (d < best_distance) best_distance = d, best = candidate;
+  }
+  return best;
+}
+
+}  // namespace marlin

@@ -1,0 +1,57 @@
+#include "marlin/sdk/options.h"
+
+#include <gmock/gmock.h>
+
+#include "marlin/sdk/error.h"
+
+namespace marlin {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Sample {
+  int64_t period = 2;
+  double lr = 0.1;
+  bool flag = false;
+  std::optional<std::string> name = {};
+  std::vector<std::string> parts = {"a", "b"};
+
+  static std::vector<OptionField<Sample>> option_fields() {
+    return {option_field("period", &Sample::period, "Every so often.", {.unit = "epochs", .min = 1}),
+            option_field("lr", &Sample::lr, "Learning rate."),
+            option_field("flag", &Sample::flag, "A switch."),
+            option_field("name", &Sample::name, "A name."),
+            option_field("parts", &Sample::parts, "Parts.")};
+  }
+};
+
+std::string message_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(OptionsTest, DefaultsComeFromTheStructAndReadBackEqual) {
+  const Options options(option_table<Sample>());
+  const auto sample = parse<Sample>(options);
+  EXPECT_EQ(sample.period, 2);
+  EXPECT_EQ(sample.lr, 0.1);
+  EXPECT_EQ(sample.name, std::nullopt);
+  EXPECT_EQ(sample.parts, (std::vector<std::string>{"a", "b"}));
+  EXPECT_FALSE(options.given("period"));
+}
+
+TEST(OptionsTest, RefusesWhatIsOutOfRangeAndNamesTheFlag) {
+  Options options(option_table<Sample>());
+  EXPECT_EQ(message_of([&] { options.set("period", "0", "--checkpointer.period"); }), "--checkpointer.period: must be at least 1 (epochs), got 0");
+  EXPECT_EQ(message_of([&] { options.set("period", "x"); }), "period: must be a whole number, got 'x'");
+  EXPECT_EQ(message_of([&] { options.set("flag", "yes"); }), "flag: must be true or false, got 'yes'");
+  EXPECT_THAT(message_of([&] { options.set("perid", "1"); }), HasSubstr("did you mean period?"));
+  EXPECT_EQ(options.get<int64_t>("period"), 2) << "a refused value must not stick";
+}
+
+}  // namespace
+}  // namespace marlin
