@@ -51,6 +51,7 @@ struct LoadRequest {
   };
   From from = From::kLoadDir;
   std::string path = {};
+  bool required = false;  ///< None there is Error kNotFound, which says where was looked.
 };
 
 }  // namespace marlin

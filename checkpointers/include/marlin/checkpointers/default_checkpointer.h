@@ -1,0 +1,83 @@
+// The checkpointer that is built in.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "marlin/checkpointers/names.h"
+#include "marlin/sdk/checkpointer.h"
+#include "marlin/sdk/host.h"
+#include "marlin/sdk/options.h"
+
+namespace marlin {
+
+/// When and where DefaultCheckpointer writes, and what it loads. Plain data.
+/// @par Source pymarlin DefaultCheckpointerArguments, same names. Differs: `file_prefix` is "checkpoint" (pymarlin: "model"),
+/// `save_dir` is relative to the working directory at the time of saving.
+struct MARLIN_ABI DefaultCheckpointerOptions {
+  bool checkpoint = true;                    ///< Master switch for both kinds of file. On the command line the host's option.
+  int64_t period = 1;                        ///< Save when index % period == 0. Unit: epochs. Range: >= 1. The host's option, too.
+  bool delete_existing_checkpoints = false;  ///< When a run begins, remove what this checkpointer could have written. The file that
+                                             ///< the run resumes from goes when the first new one is there.
+  std::string save_dir = "checkpoints";      ///< Made when first needed.
+  std::optional<std::string> model_state_save_dir = {};  ///< For model files. Unset: save_dir. Empty: none are written.
+  std::optional<std::string> load_dir = {};              ///< Where to look for a checkpoint. Unset or empty: nowhere.
+  std::optional<std::string> load_filename = {};         ///< The file to load from load_dir (unset: from save_dir), with its
+                                                         ///< extension. Unset: the newest.
+  std::string file_prefix = "checkpoint";    ///< Must not end in _model, _step or _suspect, nor hold a separator.
+  std::string file_ext = "pt";               ///< Without the dot.
+  std::string log_level = "INFO";            ///< DEBUG, INFO, WARNING, ERROR or OFF: the least that this checkpointer logs.
+
+  /// Without `checkpoint` and `period`, which every checkpointer has from the host.
+  static std::vector<OptionField<DefaultCheckpointerOptions>> option_fields();
+};
+
+/// One `.pt` file per checkpoint, `<file_prefix>_<epoch>.<file_ext>`, and the bare model as `<file_prefix>_model_<epoch>.<file_ext>`;
+/// torch.load(weights_only=True) opens both. Files appear whole or not at all.
+///
+/// The newest checkpoint of a folder is the one with the highest number, by whole name, in that folder alone; of an epoch file
+/// and a step file, the one whose state says the higher global step. A broken newest is named in a warning and left in place, and
+/// the one before it is taken.
+/// @par Source pymarlin checkpoint_utils.py DefaultCheckpointer.
+class MARLIN_ABI DefaultCheckpointer : public AbstractCheckpointer {
+ public:
+  /// @throws Error kInvalidArgument: an option is out of its range.
+  explicit DefaultCheckpointer(DefaultCheckpointerOptions options = {}, const HostContext& host = {});
+  ~DefaultCheckpointer() override;
+
+  [[nodiscard]] const DefaultCheckpointerOptions& options() const noexcept { return options_; }
+
+ protected:
+  void do_open(const RunStart& start) override;
+  std::vector<std::string> do_save(const Checkpoint& checkpoint, const SavePoint& point) override;
+  std::vector<std::string> do_save_model(const StateDict& model_state, int64_t index) override;
+  [[nodiscard]] bool do_has_model(int64_t index) const override;
+  [[nodiscard]] bool do_wants_load() const override;
+  Checkpoint do_load(const LoadRequest& request) override;
+
+ private:
+  [[nodiscard]] std::filesystem::path model_folder() const;
+  [[nodiscard]] bool keeps_models() const;
+  [[nodiscard]] std::vector<std::filesystem::path> own_files() const;
+  [[nodiscard]] Checkpoint load_newest(const std::filesystem::path& folder) const;
+  [[nodiscard]] Checkpoint newest_whole(const std::vector<std::filesystem::path>& newest_first) const;
+  void remove_superseded();
+
+  DefaultCheckpointerOptions options_;
+  CheckpointNames names_;
+  HostContext host_;
+  std::filesystem::path superseded_;  // what the run resumed from, to be removed once something newer is there
+};
+
+/// Loads a whole state from a file in the layout of DefaultCheckpointer, or one that Python wrote with the same three parts.
+/// @throws Error kNotFound, kCorrupt, kIo; kMismatch if the file is whole but holds no such state (a bare model, say).
+[[nodiscard]] MARLIN_ABI Checkpoint read_checkpoint(const std::filesystem::path& file);
+
+/// Writes it, by write_atomically.
+MARLIN_ABI void write_checkpoint(const std::filesystem::path& file, const Checkpoint& checkpoint, const SavePoint& point);
+/// Writes a bare model state, by write_atomically.
+MARLIN_ABI void write_model(const std::filesystem::path& file, const StateDict& model_state, int64_t index);
+
+}  // namespace marlin

@@ -1,0 +1,26 @@
+// A file in memory. No LibTorch header.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+
+namespace marlin::archive {
+
+/// A private, writable mapping of a whole file: what is written to it stays in this process. The file may be renamed or
+/// removed meanwhile.
+class MappedFile {
+ public:
+  /// @throws Error kNotFound, kIo, kCorrupt (empty); the text is the reason alone.
+  explicit MappedFile(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
+
+ private:
+  std::span<std::byte> bytes_;
+};
+
+}  // namespace marlin::archive

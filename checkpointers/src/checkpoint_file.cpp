@@ -1,0 +1,56 @@
+#include <utility>
+
+#include "marlin/checkpointers/archive.h"
+#include "marlin/checkpointers/default_checkpointer.h"
+#include "marlin/checkpointers/durable_file.h"
+#include "marlin/sdk/error.h"
+#include "marlin/sdk/text.h"
+
+namespace marlin {
+namespace {
+
+constexpr const char* kParts[] = {"module_interface_state", "trainer_state", "trainer_backend_state"};
+
+StateDict take_part(StateDict& root, const char* part, const std::filesystem::path& file) {
+  Value* value = root.find(part);
+  StateDict* dict = value == nullptr ? nullptr : value->get_if<StateDict>();
+  if (dict != nullptr) return std::move(*dict);
+  if (value != nullptr && value->is_null()) return {};
+  throw Error(Errc::kMismatch, concat(file.string(), ": holds no ", part, ", so it is no whole state; a file of weights is taken by --init_from"));
+}
+
+}  // namespace
+
+Checkpoint read_checkpoint(const std::filesystem::path& file) {
+  Archive archive = read_archive(file);
+  Checkpoint checkpoint;
+  checkpoint.module_interface_state = take_part(archive.root, kParts[0], file);
+  checkpoint.trainer_state = take_part(archive.root, kParts[1], file);
+  checkpoint.trainer_backend_state = take_part(archive.root, kParts[2], file);
+  checkpoint.source = file.string();
+  return checkpoint;
+}
+
+void write_checkpoint(const std::filesystem::path& file, const Checkpoint& checkpoint, const SavePoint& point) {
+  const StateDict root = {{kParts[0], checkpoint.module_interface_state}, {kParts[1], checkpoint.trainer_state}, {kParts[2], checkpoint.trainer_backend_state}};
+  CommitRecord record;
+  record.kind = "full";
+  record.unit = to_string(point.unit);
+  record.index = point.index;
+  record.epoch = point.epoch;
+  record.global_step = point.global_step;
+  record.cause = to_string(point.cause);
+  record.run_id = point.run_id;
+  record.metrics = point.metrics;
+  write_atomically(file, [&](ByteSink& sink) { write_archive(sink, root, record); });
+}
+
+void write_model(const std::filesystem::path& file, const StateDict& model_state, int64_t index) {
+  CommitRecord record;
+  record.kind = "model";
+  record.unit = to_string(Unit::kEpoch);
+  record.index = record.epoch = index;
+  write_atomically(file, [&](ByteSink& sink) { write_archive(sink, model_state, record); });
+}
+
+}  // namespace marlin

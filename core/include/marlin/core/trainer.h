@@ -1,0 +1,163 @@
+// The training loop.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "marlin/core/module_interface.h"
+#include "marlin/core/progress.h"
+#include "marlin/core/trainer_backend.h"
+#include "marlin/sdk/checkpointer.h"
+#include "marlin/sdk/error.h"
+#include "marlin/sdk/options.h"
+#include "marlin/sdk/writer.h"
+
+namespace marlin {
+
+/// What a Trainer is told. Flags have the fields' names.
+struct MARLIN_ABI TrainerOptions {
+  int64_t epochs = 1;                                      ///< In total, not more. Range: >= 0.
+  std::optional<int64_t> max_steps = {};                   ///< End after so many optimizer steps in total. Range: >= 1.
+  std::optional<int64_t> max_train_steps_per_epoch = {};   ///< Range: >= 1.
+  std::optional<int64_t> max_val_steps_per_epoch = {};     ///< Per loader. Range: >= 1.
+  int64_t train_batch_size = 1;                            ///< Samples of one optimizer step, over all ranks. Range: >= 1.
+  std::optional<int64_t> val_batch_size = {};              ///< Unset: train_batch_size. Range: >= 1.
+  std::optional<int64_t> micro_batch_limit = {};           ///< Largest batch worked on at once, per device. Range: >= 1.
+  bool clip_grads = true;
+  double max_grad_norm = 1.0;                              ///< 2-norm over all parameters. Range: > 0.
+  bool reset_optimizers_schedulers = false;                ///< On a resume: new ones, made for the epochs that remain.
+  int64_t seed = 0;                                        ///< Orders the data; MARLIN_MAIN seeds LibTorch with it, too. Range: >= 0.
+  std::string device = "auto";                             ///< auto, cpu, cuda or cuda:N.
+  std::optional<std::string> resume = {};                  ///< never, auto, must or a path (that holds a '/'). Unset: never, or
+                                                           ///< must if a checkpointer was told what to load.
+  std::optional<std::string> init_from = {};               ///< A file to start the weights from, if nothing is resumed.
+  bool validate_only = false;                              ///< One validation, no training.
+  int64_t log_steps = 50;                                  ///< Optimizer steps from one "step" event for writers to the next. Range: >= 1.
+
+  static std::vector<OptionField<TrainerOptions>> option_fields();
+};
+
+/// How train() ended.
+struct MARLIN_ABI RunResult {
+  enum class Outcome : uint8_t { kDone, kStopped, kNothingToDo };
+  Outcome outcome = Outcome::kDone;
+  int64_t epochs = 0;             ///< Completed, of the whole run.
+  int64_t global_step = 0;        ///< Optimizer steps completed, of the whole run.
+  Metrics metrics;                ///< The newest of every name.
+  std::string checkpoint;         ///< The newest one written, or else loaded; empty: none.
+  bool last_save_failed = false;  ///< Something that should be on disk is not; the log says why.
+
+  /// `done epochs=5 global_step=115 val/accuracy=0.9667 checkpoint=checkpoints/checkpoint_4.pt`
+  [[nodiscard]] std::string summary() const;
+  /// 0, or 4 if last_save_failed.
+  [[nodiscard]] int exit_code() const noexcept;
+};
+
+/// What a Trainer gets from its surroundings; everything may be left out.
+struct TrainerServices {
+  Logger* logger = &null_logger();                  ///< Must live as long as the Trainer.
+  std::vector<std::unique_ptr<Writer>> writers = {};
+  std::unique_ptr<Progress> progress = {};          ///< Null: nothing is shown.
+};
+
+using Checkpointers = std::vector<std::unique_ptr<AbstractCheckpointer>>;
+
+/// Trains a module: epochs, validation, save points, resume. Installs no signal handler, ends no process, touches no global
+/// state; several Trainers may live in one process, each used from one thread (stop() from any).
+/// @par Source pymarlin core/trainer.py. Differs: DESIGN of this project in docs/; a resume that finds nothing is an error.
+class MARLIN_ABI Trainer {
+ public:
+  /// @param backend null: "sp". @param checkpointers empty: one DefaultCheckpointer with its defaults.
+  /// @throws Error kInvalidArgument: an option is out of its range, the module is null.
+  Trainer(std::shared_ptr<ModuleInterface> module, std::unique_ptr<TrainerBackend> backend, Checkpointers checkpointers,
+          TrainerOptions options, TrainerServices services = {});
+  explicit Trainer(std::shared_ptr<ModuleInterface> module, TrainerOptions options = {});
+  virtual ~Trainer();
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
+  /// Runs the epochs that are left. Called again: nothing is left.
+  /// @throws Error: kInvalidArgument, kPlugin, kUnsupported before the first step; kNotFound, kCorrupt, kMismatch for a
+  /// checkpoint (nothing is then applied); kTraining during it. What a module throws goes through as it is.
+  RunResult train();
+  /// Validates once, with what was resumed or initialised, over all validation loaders. @return "val/..." of all of them.
+  Metrics validate();
+
+  /// Ends train() after the running step, with a forced checkpoint. From any thread, and before train(), too.
+  void stop() noexcept { stop_.store(true, std::memory_order_relaxed); }
+  [[nodiscard]] bool stop_requested() const noexcept { return stop_.load(std::memory_order_relaxed); }
+
+  /// Saves the present state as that of the last completed epoch, where due or forced. @return where.
+  std::vector<std::string> save_checkpoint(bool force = false);
+  /// Saves the bare model under the last completed epoch's index. @return where.
+  std::vector<std::string> save_model_checkpoint();
+  /// What the options say should be resumed; empty: nothing. Applies nothing.
+  [[nodiscard]] Checkpoint load_checkpoints();
+
+  /// "last_epoch", "optimizers", "schedulers", "loader", "run_id", "version". Overriders add to it.
+  [[nodiscard]] virtual StateDict get_state() const;
+  virtual void update_state(const StateDict& state);
+
+  /// Whether train() has come as far as its first epoch: what is thrown from then on is no longer about flags or files to load.
+  [[nodiscard]] bool started() const noexcept { return started_; }
+  [[nodiscard]] ModuleInterface& module() noexcept { return *module_; }
+  [[nodiscard]] const TrainerOptions& options() const noexcept { return options_; }
+  [[nodiscard]] int64_t last_epoch() const noexcept { return last_epoch_; }   ///< Last completed epoch, from 0; -1: none.
+  [[nodiscard]] int64_t global_step() const noexcept;                         ///< Optimizer steps completed.
+
+ private:
+  class Listener;
+
+  void set_up();
+  [[nodiscard]] at::Device resolve_device() const;
+  [[nodiscard]] TrainingPlan make_plan(const Checkpoint& resumed) const;
+  void check(const Checkpoint& checkpoint) const;
+  void apply(const Checkpoint& checkpoint);
+  [[nodiscard]] bool anything_left() const;
+
+  void run_epochs();
+  void run_epoch(int64_t epoch);
+  Metrics validate_epoch(int64_t epoch);
+  void end_run(bool complete);
+  void write(MetricsEvent::Kind kind, int64_t epoch, const Metrics& metrics);
+
+  [[nodiscard]] Checkpoint make_checkpoint() const;
+  [[nodiscard]] SavePoint save_point(Cause cause, bool force) const;
+  [[nodiscard]] int64_t model_index() const;
+  std::vector<std::string> save_where_due(const SavePoint& point);
+  std::vector<std::string> save_models();
+  bool save_or_report(const AbstractCheckpointer& checkpointer, const char* what, const std::function<std::vector<std::string>()>& call, std::vector<std::string>& written);
+
+  std::shared_ptr<ModuleInterface> module_;
+  std::unique_ptr<TrainerBackend> backend_;
+  Checkpointers checkpointers_;
+  TrainerOptions options_;
+  TrainerServices services_;
+  std::atomic<bool> stop_ = false;
+
+  bool set_up_ = false;
+  at::Device device_ = at::kCPU;
+  std::unique_ptr<DataLoader> train_loader_;
+  NamedLoaders val_loaders_;
+  OptimizersSchedulers optimizers_schedulers_;
+  TrainingPlan plan_;
+  std::string run_id_;
+  std::string loaded_from_;
+  int64_t last_epoch_ = -1;
+  bool in_epoch_ = false;             // a part of epoch last_epoch_ + 1 is done
+  int64_t steps_in_epoch_ = 0;        // optimizer steps of that part
+  Metrics newest_;
+  std::string newest_checkpoint_;
+  bool started_ = false;
+  bool ran_ = false;                  // steps were made since the last end of a run
+  // By checkpointer: what its newest save was of (-1: none yet), and whether the newest try of one failed.
+  std::vector<int64_t> saved_step_, saved_index_;
+  std::vector<char> failed_;
+};
+
+}  // namespace marlin

@@ -1,0 +1,77 @@
+// How steps are run.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "marlin/core/module_interface.h"
+#include "marlin/sdk/logger.h"
+
+namespace marlin {
+
+/// What a backend works with. Everything lives longer than the backend's use of it.
+struct BackendSetup {
+  ModuleInterface* module = nullptr;
+  std::vector<std::shared_ptr<torch::optim::Optimizer>> optimizers;
+  std::vector<std::shared_ptr<optim::LRScheduler>> schedulers;
+  at::Device device = at::kCPU;
+  std::optional<int64_t> micro_batch_limit;            ///< Samples of a micro-batch, per device. Range: >= 1.
+  std::optional<int64_t> max_train_steps_per_epoch;
+  std::optional<int64_t> max_val_steps_per_epoch;      ///< Global batches, per loader.
+  bool clip_grads = true;
+  double max_grad_norm = 1.0;                          ///< 2-norm over all parameters that the step's optimizer moves.
+  Logger* logger = &null_logger();
+};
+
+/// One optimizer step, as a listener hears of it.
+struct StepReport {
+  int64_t epoch = 0;
+  int64_t global_step = 0;           ///< Completed, with this one.
+  double loss = 0.0;
+  const MetricSums* metrics = nullptr;  ///< Of this step; names without prefix. Valid during the call.
+};
+
+/// Hears of steps while an epoch runs.
+class MARLIN_ABI StepListener {
+ public:
+  /// After each optimizer step. @return false to leave the epoch here.
+  [[nodiscard]] virtual bool on_train_step(const StepReport& step) = 0;
+  /// After each validation batch. @return false to leave the validation here.
+  [[nodiscard]] virtual bool on_val_step(const StepReport& step) = 0;
+
+ protected:
+  ~StepListener() = default;
+};
+
+/// What an epoch or a validation came to.
+struct EpochResult {
+  MetricSums metrics;                ///< Names without prefix.
+  std::vector<at::Tensor> outputs;
+  bool complete = true;              ///< False: the listener ended it.
+};
+
+/// Runs forward, backward and optimizer steps over a loader. One thread. Found by name ("sp"); may be a plugin.
+/// @par Source pymarlin core/trainer_backend.py. Differs: a step is one global batch, so nothing is carried over an epoch's end;
+/// micro-batches are weighted by samples.
+class MARLIN_ABI TrainerBackend {
+ public:
+  virtual ~TrainerBackend();
+  /// Once, before anything else.
+  virtual void init(const BackendSetup& setup) = 0;
+  /// Runs the rest of the loader's epoch. @param steps_done optimizer steps of this epoch that were done before (a resumed run).
+  /// @throws Error kTraining naming epoch and step: the loss is not a scalar, does not require grad, or is not finite.
+  [[nodiscard]] virtual EpochResult train(DataLoader& loader, int64_t epoch, int64_t steps_done, StepListener& listener) = 0;
+  [[nodiscard]] virtual EpochResult validate(DataLoader& loader, const std::string& name, int64_t epoch, StepListener& listener) = 0;
+
+  [[nodiscard]] virtual int64_t global_step_completed() const = 0;   ///< Optimizer steps.
+  [[nodiscard]] virtual int64_t batches_completed() const = 0;       ///< Micro-batches.
+  /// "global_step_completed", "batches_completed".
+  [[nodiscard]] virtual StateDict get_state() const = 0;
+  /// @throws Error kMismatch: an entry is missing or of another kind. Nothing is then changed.
+  virtual void update_state(const StateDict& state) = 0;
+};
+
+}  // namespace marlin

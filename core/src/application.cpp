@@ -1,0 +1,263 @@
+#include "marlin/core/application.h"
+
+#include <torch/torch.h>
+
+#include <cstdio>
+#include <iostream>
+
+#include "cli/command_line.h"
+#include "marlin/checkpointers/default_checkpointer.h"
+#include "marlin/core/backends/sp_backend.h"
+#include "marlin/core/logging.h"
+#include "marlin/core/plugin_host.h"
+#include "marlin/core/progress.h"
+#include "marlin/core/version.h"
+#include "marlin/core/writers.h"
+
+namespace marlin {
+namespace {
+
+// The trainer's flags that say of which parts the run is made.
+struct LaunchOptions {
+  std::vector<std::string> checkpointer = {"default"};
+  std::string backend = "sp";
+  std::vector<std::string> writers = {"stdout"};
+  std::string plugin_path;
+  std::string progress = "auto";
+  std::string log_level = "INFO";
+  std::string config;
+  bool print_config = false, help = false, version = false;
+
+  static std::vector<OptionField<LaunchOptions>> option_fields() {
+    using O = LaunchOptions;
+    return {
+        option_field("checkpointer", &O::checkpointer, "Checkpointers, separated by commas: default, the name of a plugin, or the path of one (with a '/')."),
+        option_field("backend", &O::backend, "How steps run: sp, or a plugin."),
+        option_field("writers", &O::writers, "Where metrics go, separated by commas: stdout, jsonl, or plugins."),
+        option_field("plugin_path", &O::plugin_path, "Folders to search for plugins first, separated by ':'."),
+        option_field("progress", &O::progress, "What is shown of a running epoch; auto: a bar on a terminal.", {.choices = {"auto", "bar", "plain", "off"}}),
+        option_field("log_level", &O::log_level, "The least that is logged.", {.choices = {"DEBUG", "INFO", "WARNING", "ERROR", "OFF"}}),
+        option_field("config", &O::config, "File to take flags from; those on the command line win."),
+        option_field("print_config", &O::print_config, "Write all flags with their values as such a file, and end."),
+        option_field("help", &O::help, "List all flags, those of plugins too, and end."),
+        option_field("version", &O::version, "Say the version, and end."),
+    };
+  }
+};
+
+struct WriterOptions {
+  std::string dir = "logs";
+  static std::vector<OptionField<WriterOptions>> option_fields() {
+    return {option_field("dir", &WriterOptions::dir, "Folder for what writers write.")};
+  }
+};
+
+// What every checkpointer has from the host.
+OptionTable host_checkpointer_options() {
+  return {{"checkpoint", OptionType::kBool, "true", "Master switch: off, nothing is written."},
+          {"period", OptionType::kInt, "1", "Save when epoch % period == 0, epochs counted from 0; the last one always.", "epochs", 1.0}};
+}
+
+bool is_built_in(const std::string& name, std::initializer_list<const char*> names) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+std::vector<std::string> split_path(const std::string& path) {
+  std::vector<std::string> folders;
+  std::istringstream stream(path);
+  for (std::string folder; std::getline(stream, folder, ':');) {
+    if (!folder.empty()) folders.push_back(folder);
+  }
+  return folders;
+}
+
+// One program run: from the command line to the exit code.
+class Run {
+ public:
+  Run(int argc, char** argv, const Application& application) : application_(application), command_line_(argc, argv) {}
+
+  int go() {
+    find_parts();
+    const std::vector<cli::OptionGroup> groups = option_groups();
+    if (launch_.version) {
+      std::cout << "libmarlin " << version() << " (LibTorch " << torch_version() << ")" << std::endl;
+      return 0;
+    }
+    if (launch_.help) {
+      std::cout << cli::CommandLine::help(command_line_.program() + " [flags]", groups) << std::flush;
+      return 0;
+    }
+    const std::vector<Options> options = command_line_.parse(groups);
+    if (launch_.print_config) {
+      std::cout << cli::CommandLine::print_config(groups, options) << std::flush;
+      return 0;
+    }
+    return train(options);
+  }
+
+  [[nodiscard]] bool started() const { return trainer_ && trainer_->started(); }
+  [[nodiscard]] std::string position() const {
+    return started() ? concat(" (in epoch ", trainer_->last_epoch() + 1, ", after ", trainer_->global_step(), " steps)") : "";
+  }
+
+ private:
+  struct Part {
+    std::string name;                         // as in flags: "default", "best_k"
+    const LoadedPlugin* plugin = nullptr;     // null: built in
+    size_t group = 0;                         // its place among the option groups
+  };
+
+  // Which plugins there are decides which flags there are, so they are loaded before the rest is looked at.
+  void find_parts() {
+    launch_ = marlin::parse<LaunchOptions>(command_line_.preview(option_table<LaunchOptions>()));
+    logger_ = make_console_logger(parse_log_level(launch_.log_level));
+    host_.logger = logger_.get();
+    plugins_.emplace(split_path(launch_.plugin_path), host_);
+    if (launch_.checkpointer.empty()) throw Error(Errc::kInvalidArgument, "--checkpointer: names none; to write nothing give --checkpointer.checkpoint false");
+    for (const std::string& name : launch_.checkpointer) checkpointers_.push_back(find_part(name, PluginKind::kCheckpointer, {"default"}, checkpointers_));
+    for (const std::string& name : launch_.writers) writers_.push_back(find_part(name, PluginKind::kWriter, {"stdout", "jsonl"}, writers_));
+    backend_ = find_part(launch_.backend, PluginKind::kBackend, {"sp"}, {});
+  }
+
+  Part find_part(const std::string& name, PluginKind kind, std::initializer_list<const char*> built_in, const std::vector<Part>& before) {
+    Part part{name};
+    if (!is_built_in(name, built_in)) {
+      try {
+        part.plugin = &plugins_->load(name, kind);
+      } catch (const Error& error) {
+        throw Error(error.code(), concat(error.what(), "; built in: ", join({built_in.begin(), built_in.end()})));
+      }
+      part.name = part.plugin->name;
+    }
+    for (const Part& other : before) {
+      if (other.name == part.name) throw Error(Errc::kInvalidArgument, concat("'", part.name, "' is given twice"));
+    }
+    return part;
+  }
+
+  std::vector<cli::OptionGroup> option_groups() {
+    std::vector<cli::OptionGroup> groups;
+    OptionTable trainer = option_table<TrainerOptions>(application_.defaults);
+    for (OptionSpec& spec : option_table<LaunchOptions>()) trainer.push_back(std::move(spec));
+    groups.push_back({"Trainer", {""}, std::move(trainer)});
+    groups.push_back({"Module", {"module."}, application_.module_options});
+    groups.push_back({"Writers", {"writer."}, option_table<WriterOptions>()});
+    for (Part& part : checkpointers_) {
+      OptionTable table = host_checkpointer_options();
+      for (OptionSpec& spec : part.plugin ? OptionTable(part.plugin->options) : option_table<DefaultCheckpointerOptions>()) table.push_back(std::move(spec));
+      const std::string own = "checkpointer." + part.name + ".";
+      add_group(groups, part, "Checkpointer " + part.name, checkpointers_.size() == 1 ? std::vector<std::string>{"checkpointer.", own} : std::vector<std::string>{own}, std::move(table));
+    }
+    for (Part& part : writers_) {
+      if (part.plugin) add_group(groups, part, "Writer " + part.name, {"writer." + part.name + "."}, part.plugin->options);
+    }
+    if (backend_.plugin) add_group(groups, backend_, "Backend " + backend_.name, {"backend."}, backend_.plugin->options);
+    return groups;
+  }
+
+  static void add_group(std::vector<cli::OptionGroup>& groups, Part& part, std::string heading, std::vector<std::string> prefixes, OptionTable table) {
+    part.group = groups.size();
+    groups.push_back({std::move(heading), std::move(prefixes), std::move(table)});
+  }
+
+  Checkpointers make_checkpointers(const std::vector<Options>& options) {
+    Checkpointers result;
+    for (const Part& part : checkpointers_) {
+      const Options& own = options[part.group];
+      if (part.plugin) {
+        result.push_back(plugins_->make_checkpointer(*part.plugin, own));
+      } else {
+        result.push_back(std::make_unique<DefaultCheckpointer>(marlin::parse<DefaultCheckpointerOptions>(own), host_));
+      }
+      result.back()->set_schedule({own.get<bool>("checkpoint"), own.get<int64_t>("period")});
+    }
+    return result;
+  }
+
+  std::vector<std::unique_ptr<Writer>> make_writers(const std::vector<Options>& options) {
+    std::vector<std::unique_ptr<Writer>> result;
+    for (const Part& part : writers_) {
+      if (part.plugin) result.push_back(plugins_->make_writer(*part.plugin, options[part.group]));
+      else if (part.name == "stdout") result.push_back(make_stdout_writer());
+      else result.push_back(make_jsonl_writer(marlin::parse<WriterOptions>(options[2]).dir));
+    }
+    return result;
+  }
+
+  int train(const std::vector<Options>& options) {
+    const auto trainer_options = marlin::parse<TrainerOptions>(options[0]);
+    torch::manual_seed(static_cast<uint64_t>(trainer_options.seed));
+    std::unique_ptr<TrainerBackend> backend;
+    if (backend_.plugin) backend.reset(plugins_->make_backend(*backend_.plugin, options[backend_.group]));
+    Checkpointers checkpointers = make_checkpointers(options);
+    TrainerServices services{logger_.get(), make_writers(options), make_progress(launch_.progress, stderr)};
+    trainer_ = std::make_unique<Trainer>(application_.make_module(options[1]), std::move(backend), std::move(checkpointers), trainer_options, std::move(services));
+
+    RunResult result;
+    if (trainer_options.validate_only) {
+      result.metrics = trainer_->validate();
+      result.epochs = trainer_->last_epoch() + 1;
+      result.global_step = trainer_->global_step();
+    } else {
+      result = trainer_->train();
+    }
+    std::cout << result.summary() << std::endl;
+    return result.exit_code();
+  }
+
+  const Application& application_;
+  cli::CommandLine command_line_;
+  LaunchOptions launch_;
+  std::unique_ptr<Logger> logger_;
+  HostContext host_;
+  std::optional<PluginHost> plugins_;
+  std::vector<Part> checkpointers_, writers_;
+  Part backend_;
+  std::unique_ptr<Trainer> trainer_;
+};
+
+int exit_code(const Error& error, bool started) {
+  if (started) return 1;
+  switch (error.code()) {
+    case Errc::kInvalidArgument:
+    case Errc::kPlugin:
+    case Errc::kUnsupported: return 2;
+    case Errc::kNotFound:
+    case Errc::kCorrupt:
+    case Errc::kMismatch:
+    case Errc::kIo: return 3;
+    case Errc::kTraining: return 1;
+  }
+  return 1;
+}
+
+int report(const std::string& message, int code) {
+  std::string line = message.substr(0, message.find_last_not_of(" \n") + 1);
+  for (char& c : line) {
+    if (c == '\n') c = ' ';
+  }
+  std::cerr << "error: " << line << std::endl;
+  return code;
+}
+
+}  // namespace
+
+int run_application(int argc, char** argv, const Application& application) {
+  std::optional<Run> run;
+  const auto where = [&] { return run ? run->position() : std::string(); };
+  try {
+    run.emplace(argc, argv, application);
+    return run->go();
+  } catch (const Error& error) {
+    const bool started = run && run->started();
+    return report(error.what() + (error.code() == Errc::kTraining ? "" : where()), exit_code(error, started));
+  } catch (const c10::Error& error) {
+    return report(std::string(error.what_without_backtrace()) + where(), 1);
+  } catch (const std::exception& error) {
+    return report(error.what() + where(), 1);
+  } catch (...) {
+    return report("an exception of unknown type" + where(), 1);
+  }
+}
+
+}  // namespace marlin

@@ -1,0 +1,385 @@
+#include "marlin/checkpointers/archive.h"
+
+#include <gmock/gmock.h>
+#include <torch/torch.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "archive_test_util.h"
+#include "expect_error.h"
+#include "marlin/sdk/error.h"
+
+namespace marlin {
+namespace {
+
+using test::archive_bytes;
+using test::Folder;
+using test::round_trip;
+using testing::expect_error;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+struct Failure {
+  std::optional<Errc> code;
+  std::string text;
+};
+
+template <class Call>
+Failure failure_of(const Call& call) {
+  try {
+    (void)call();
+  } catch (const Error& error) {
+    return {error.code(), error.what()};
+  }
+  return {std::nullopt, "no error"};
+}
+
+const at::Tensor& tensor_at(const Archive& archive, const char* key) { return archive.root.at(key).as_tensor(); }
+void* storage_of(const at::Tensor& tensor) { return tensor.storage().unsafeGetStorageImpl(); }
+
+const std::vector<at::ScalarType>& all_types() {
+  using enum at::ScalarType;
+  static const std::vector<at::ScalarType> types = {
+      Float, Double, Half, BFloat16, Long, Int, Short, Char, Byte, Bool, ComplexFloat, ComplexDouble, ComplexHalf, BComplex32, UInt16, UInt32, UInt64,
+      Float8_e5m2, Float8_e4m3fn, Float8_e5m2fnuz, Float8_e4m3fnuz, Float8_e8m0fnu, Float4_e2m1fn_x2, Bits1x8, Bits2x4, Bits4x2, Bits8, Bits16};
+  return types;
+}
+
+// Any bytes as a tensor of any type; a bool's are 0 or 1.
+at::Tensor random_tensor(at::ScalarType type, int64_t size) {
+  const auto item_size = static_cast<int64_t>(c10::elementSize(type));
+  const at::Tensor bytes = torch::randint(0, type == at::kBool ? 2 : 256, {size * item_size}, at::kByte);
+  return at::empty({0}, at::TensorOptions().dtype(type)).set_(bytes.storage(), 0, {size}, {1});
+}
+
+TEST(ArchiveTest, RoundTripKeepsEveryKindOfValueAndItsBits) {
+  const Folder folder;
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double inf = std::numeric_limits<double>::infinity();
+  StateDict numbers;
+  int64_t key = -3;
+  for (const int64_t number : {int64_t{0}, int64_t{255}, int64_t{256}, int64_t{65535}, int64_t{65536}, int64_t{-1}, int64_t{INT32_MAX}, int64_t{INT32_MIN}, int64_t{1} << 31, -(int64_t{1} << 31) - 1, INT64_MAX, INT64_MIN}) {
+    numbers.set(key++, number);
+  }
+  const StateDict root = {
+      {"null", nullptr},
+      {"yes", true},
+      {"no", false},
+      {"numbers", numbers},
+      {"floats", List{{0.1, -0.0, nan, inf, -inf, std::numeric_limits<double>::denorm_min()}}},
+      {"text", "\u00e9\u6f22\U0001f600"},
+      {"empty text", ""},
+      {"text with a zero", std::string("a\0b", 3)},
+      {"long text", std::string(100000, 'x')},
+      {"empty list", List{}},
+      {"empty tuple", Tuple{}},
+      {"empty dict", StateDict()},
+      {"tuple", Tuple{{1, Tuple{{2.5, "x"}}, List{{StateDict{{"k", 1}}}}}}},
+      {7, "a key that is a number"},
+      {"7", "a key that is text"},
+      {"tensor", torch::randn({3, 4})},
+  };
+  const Archive read = round_trip(folder, root);
+  EXPECT_TRUE(equal(read.root, root));
+  EXPECT_EQ(read.root.at("floats").as_items()[1].as_double(), 0.0);
+  EXPECT_TRUE(std::signbit(read.root.at("floats").as_items()[1].as_double()));
+}
+
+TEST(ArchiveTest, RoundTripKeepsOrderedDictsAndTheirAttributes) {
+  const Folder folder;
+  StateDict metadata = {{"", StateDict{{"version", 1}}}, {"1", StateDict{{"version", 2}}}};
+  metadata.ordered_dict = true;
+  StateDict root = {{"weight", torch::ones({2})}, {"plain", StateDict{{"a", 1}}}};
+  root.ordered_dict = true;
+  root.attributes = std::make_shared<const StateDict>(StateDict{{"_metadata", metadata}});
+  const Archive read = round_trip(folder, root);
+  EXPECT_TRUE(equal(read.root, root));
+  EXPECT_TRUE(read.root.ordered_dict);
+  EXPECT_FALSE(read.root.at("plain").as_dict().ordered_dict);
+  ASSERT_NE(read.root.attributes, nullptr);
+  EXPECT_TRUE(equal(*read.root.attributes, *root.attributes));
+  EXPECT_TRUE(read.root.attributes->at("_metadata").as_dict().ordered_dict);
+  EXPECT_EQ(read.root.at("plain").as_dict().attributes, nullptr);
+}
+
+TEST(ArchiveTest, RoundTripKeepsEveryDtype) {
+  const Folder folder;
+  torch::manual_seed(test::test_seed(1));
+  StateDict root;
+  for (const at::ScalarType type : all_types()) root.set(c10::toString(type), random_tensor(type, 5));
+  for (const at::ScalarType type : all_types()) root.set(std::string("empty ") + c10::toString(type), at::empty({0, 3}, type));
+  const Archive read = round_trip(folder, root);
+  EXPECT_TRUE(equal(read.root, root));
+  for (const at::ScalarType type : all_types()) EXPECT_EQ(tensor_at(read, c10::toString(type)).scalar_type(), type);
+}
+
+TEST(ArchiveTest, ViewsKeepStridesOffsetsAndSharedStorage) {
+  const Folder folder;
+  const at::Tensor base = torch::arange(24.).reshape({4, 6});
+  const StateDict root = {
+      {"base", base},
+      {"slice", base.slice(0, 1, 3).slice(1, 2, 5)},
+      {"transposed", base.t()},
+      {"every second", base.slice(1, 0, 6, 2)},
+      {"expanded", torch::ones({1}).expand({5})},
+      {"scalar", torch::tensor(3.5)},
+      {"scalar of base", base[2][3]},
+      {"empty", torch::empty({2, 0, 3})},
+      {"empty view", base.slice(0, 4, 4)},
+      {"channels last", torch::randn({2, 3, 4, 4}).contiguous(at::MemoryFormat::ChannelsLast)},
+      {"list", List{{base[1], torch::zeros({2})}}},
+  };
+  const Archive read = round_trip(folder, root);
+  EXPECT_TRUE(equal(read.root, root));
+  for (const StateDict::Entry& entry : root) {
+    const auto* tensor = entry.value.get_if<at::Tensor>();
+    if (tensor == nullptr) continue;
+    const at::Tensor& other = read.root.at(entry.key).as_tensor();
+    EXPECT_EQ(other.strides(), tensor->strides()) << to_string(entry.key);
+    EXPECT_EQ(other.storage_offset(), tensor->storage_offset()) << to_string(entry.key);
+    EXPECT_EQ(other.storage().nbytes(), tensor->storage().nbytes()) << to_string(entry.key);
+  }
+  for (const char* view : {"slice", "transposed", "every second", "scalar of base", "empty view"}) {
+    EXPECT_EQ(storage_of(tensor_at(read, view)), storage_of(tensor_at(read, "base"))) << view;
+  }
+  EXPECT_EQ(storage_of(read.root.at("list").as_items()[0].as_tensor()), storage_of(tensor_at(read, "base")));
+  EXPECT_NE(storage_of(tensor_at(read, "expanded")), storage_of(tensor_at(read, "base")));
+}
+
+TEST(ArchiveTest, AStorageIsWrittenOnceAndWhole) {
+  const at::Tensor big = torch::zeros({1 << 20}, at::kByte);
+  const uint64_t one = archive_bytes({{"a", big}}).size();
+  EXPECT_GT(one, uint64_t{1} << 20);
+  EXPECT_LT(archive_bytes({{"a", big}, {"b", big}, {"c", big.slice(0, 5, 9)}}).size(), one + 500);
+  EXPECT_GT(archive_bytes({{"tiny view of it", big.slice(0, 5, 9)}}).size(), uint64_t{1} << 20);
+}
+
+TEST(ArchiveTest, AStorageMayBeSeenAsSeveralTypes) {
+  const Folder folder;
+  const at::Tensor floats = torch::randn({6});
+  const at::Tensor odd = torch::randint(0, 256, {10}, at::kByte);
+  const StateDict root = {{"float", floats}, {"int", floats.view(at::kInt)}, {"byte", floats.view(at::kByte)}, {"odd", at::empty({0}).set_(odd.storage(), 0, {2}, {1})}};
+  const Archive read = round_trip(folder, root);
+  EXPECT_TRUE(equal(read.root, root));
+  EXPECT_EQ(storage_of(tensor_at(read, "float")), storage_of(tensor_at(read, "int")));
+  EXPECT_EQ(storage_of(tensor_at(read, "float")), storage_of(tensor_at(read, "byte")));
+  EXPECT_EQ(tensor_at(read, "odd").storage().nbytes(), 10U);
+}
+
+TEST(ArchiveTest, ConjugateAndNegativeViewsAreResolved) {
+  const Folder folder;
+  const at::Tensor complex = torch::randn({3}, at::kComplexFloat);
+  const at::Tensor negative = at::imag(complex.conj());
+  ASSERT_TRUE(negative.is_neg());
+  const Archive read = round_trip(folder, {{"conj", complex.conj()}, {"neg", negative}});
+  EXPECT_FALSE(tensor_at(read, "conj").is_conj());
+  EXPECT_FALSE(tensor_at(read, "neg").is_neg());
+  EXPECT_TRUE(tensor_at(read, "conj").equal(complex.conj()));
+  EXPECT_TRUE(tensor_at(read, "neg").equal(negative));
+}
+
+TEST(ArchiveTest, TensorsAreReadDetached) {
+  const Folder folder;
+  const at::Tensor parameter = torch::randn({2}, torch::requires_grad());
+  const at::Tensor result = parameter * 2;
+  const Archive read = round_trip(folder, {{"parameter", parameter}, {"result", result}, {"conj", torch::randn({2}, torch::dtype(at::kComplexFloat).requires_grad(true)).conj()}});
+  for (const char* key : {"parameter", "result", "conj"}) EXPECT_FALSE(tensor_at(read, key).requires_grad()) << key;
+  EXPECT_TRUE(tensor_at(read, "parameter").equal(parameter));
+}
+
+TEST(ArchiveTest, TensorsAreAlignedAndOutliveFileAndArchive) {
+  const Folder folder;
+  const StateDict root = {{"a", torch::randn({3})}, {"b", torch::randn({5, 5})}, {"c", torch::randint(0, 9, {7}, at::kChar)}};
+  const std::filesystem::path file = folder.put("a.pt", archive_bytes(root));
+  at::Tensor kept;
+  {
+    const Archive read = read_archive(file);
+    for (const StateDict::Entry& entry : read.root) EXPECT_EQ(reinterpret_cast<uintptr_t>(entry.value.as_tensor().const_data_ptr()) % 64, 0U);
+    kept = tensor_at(read, "b");
+  }
+  std::filesystem::remove(file);
+  EXPECT_TRUE(kept.equal(root.at("b").as_tensor()));
+}
+
+TEST(ArchiveTest, WritingToATensorDoesNotReachTheFile) {
+  const Folder folder;
+  const StateDict root = {{"a", torch::zeros({1000})}};
+  const std::filesystem::path file = folder.put("a.pt", archive_bytes(root));
+  const Archive first = read_archive(file);
+  first.root.at("a").as_tensor().fill_(1);
+  EXPECT_TRUE(equal(read_archive(file).root, root));
+}
+
+TEST(ArchiveTest, SizeIsKnownBeforehandAndEqualStatesGiveEqualBytes) {
+  StateDict root = {{"x", torch::randn({100})}, {"empty", torch::empty({0})}, {"y", List{{1, "z"}}}};
+  for (int i = 0; i < 70; ++i) root.set(i, torch::randn({i}));
+  const CommitRecord record{.kind = "full", .unit = "epoch", .index = 3};
+  EXPECT_EQ(archive_size(root, record), archive_bytes(root, record).size());
+  EXPECT_EQ(archive_bytes(root, record), archive_bytes(clone(root), record));
+  EXPECT_EQ(archive_size({}, {}), archive_bytes({}, {}).size());
+}
+
+TEST(ArchiveTest, RandomStatesSurviveTheRoundTrip) {
+  const Folder folder;
+  const uint64_t seed = test::test_seed(20);
+  std::mt19937_64 random(seed);
+  torch::manual_seed(seed);
+  std::vector<at::Tensor> tensors;
+  const std::function<Value(int)> make = [&](int depth) -> Value {
+    switch (random() % (depth > 0 ? 9 : 6)) {
+      case 0: return nullptr;
+      case 1: return random() % 2 == 0;
+      case 2: return static_cast<int64_t>(random() >> (random() % 64));
+      case 3: return static_cast<double>(static_cast<int64_t>(random())) / 1e6;
+      case 4: return std::string(random() % 300, static_cast<char>('a' + random() % 26));
+      case 5: {
+        if (!tensors.empty() && random() % 3 == 0) return tensors[random() % tensors.size()].slice(0, static_cast<int64_t>(random() % 3));
+        return tensors.emplace_back(random_tensor(all_types()[random() % all_types().size()], static_cast<int64_t>(random() % 40)));
+      }
+      default: break;
+    }
+    std::vector<Value> items;
+    for (size_t i = random() % 8; i > 0; --i) items.push_back(make(depth - 1));
+    if (random() % 3 == 0) return List{items};
+    if (random() % 2 == 0) return Tuple{items};
+    StateDict dict;
+    dict.ordered_dict = random() % 2 == 0;
+    for (Value& item : items) dict.set(random() % 2 == 0 ? Key(static_cast<int64_t>(random() % 1000)) : Key(std::to_string(random())), std::move(item));
+    return dict;
+  };
+  for (int i = 0; i < test::repetitions(1000); ++i) {
+    tensors.clear();
+    StateDict root;
+    for (int k = 0; k < 10; ++k) root.set(k, make(4));
+    ASSERT_TRUE(equal(round_trip(folder, root).root, root)) << "round " << i;
+  }
+}
+
+TEST(ArchiveTest, WhatCannotBeWrittenIsRefusedByNameBeforeAnythingIsWritten) {
+  const auto in_state = [](Value value) {
+    return StateDict{{"ok", torch::ones({2})}, {"trainer_state", StateDict{{"optimizers", List{{StateDict{{3, StateDict{{"exp_avg", std::move(value)}}}}}}}}}};
+  };
+  const at::Tensor shortened = torch::ones({4});
+  shortened.storage().unsafeGetStorageImpl()->set_nbytes(8);
+  StateDict deep;
+  for (int i = 0; i < 70; ++i) deep = StateDict{{"d", deep}};
+  StateDict numbered = {{"a", 1}};
+  numbered.attributes = std::make_shared<const StateDict>(StateDict{{1, 2}});
+  const std::pair<Value, const char*> cases[] = {
+      {at::Tensor(), "undefined"},
+      {torch::eye(3).to_sparse(), "Sparse"},
+      {torch::quantize_per_tensor(torch::ones({2}), 0.1, 0, at::kQInt8), "quantised"},
+      {torch::ones({2}, at::kMeta), "without memory"},
+      {at::_efficientzerotensor({2}), "without memory"},
+      {shortened, "freed or shortened"},
+      {"\xff", "not UTF-8"},
+      {"\xed\xa0\x80", "not UTF-8"},
+      {deep, "nested deeper than 64"},
+      {numbered, "an attribute's name is text"},
+  };
+  for (const auto& [value, why] : cases) {
+    test::StringSink sink;
+    const Failure failure = failure_of([&] { return write_archive(sink, in_state(value), {}), 0; });
+    EXPECT_EQ(failure.code, Errc::kUnsupported) << why;
+    EXPECT_THAT(failure.text, AllOf(StartsWith("trainer_state.optimizers.0.3.exp_avg"), HasSubstr(why)));
+    EXPECT_EQ(sink.text.size(), 0U);
+    EXPECT_EQ(failure_of([&] { return archive_size(in_state(value), {}); }).code, Errc::kUnsupported);
+  }
+}
+
+TEST(ArchiveTest, NestingUpToTheLimitIsKept) {
+  const Folder folder;
+  StateDict deep = {{"x", 1}};
+  for (int i = 1; i < 64; ++i) deep = StateDict{{"d", deep}};
+  EXPECT_TRUE(equal(round_trip(folder, deep).root, deep));
+}
+
+TEST(ArchiveTest, WhatTheSinkThrowsPassesThrough) {
+  class FullDisk : public ByteSink {
+    void append(std::span<const std::byte>) override {
+      if (++calls_ == 4) throw Error(Errc::kIo, "no space left");
+    }
+    int calls_ = 0;
+  } sink;
+  expect_error(Errc::kIo, "no space left", [&] { return write_archive(sink, {{"a", torch::ones({5})}}, {}), 0; });
+}
+
+TEST(CommitRecordTest, SurvivesTheRoundTripWithNanAndInfinities) {
+  const Folder folder;
+  CommitRecord record{.kind = "full", .unit = "step", .index = 500, .epoch = 2, .global_step = INT64_MAX, .cause = "period", .run_id = "r \"1\"\n"};
+  record.metrics.set("val/loss", 0.1);
+  record.metrics.set("a/nan", std::numeric_limits<double>::quiet_NaN());
+  record.metrics.set("a/inf", std::numeric_limits<double>::infinity());
+  record.metrics.set("a/-inf", -std::numeric_limits<double>::infinity());
+  record.metrics.set("a/whole", 3.0);
+  const Archive read = round_trip(folder, {{"a", 1}}, record);
+  ASSERT_TRUE(read.record);
+  EXPECT_EQ(read.record->format_version, 1);
+  EXPECT_EQ(read.record->kind, "full");
+  EXPECT_EQ(read.record->unit, "step");
+  EXPECT_EQ(read.record->index, 500);
+  EXPECT_EQ(read.record->epoch, 2);
+  EXPECT_EQ(read.record->global_step, INT64_MAX);
+  EXPECT_EQ(read.record->cause, "period");
+  EXPECT_EQ(read.record->run_id, "r \"1\"\n");
+  EXPECT_EQ(read.record->marlin_version, MARLIN_VERSION);
+  EXPECT_EQ(read.record->torch_version, TORCH_VERSION);
+  ASSERT_EQ(read.record->metrics.size(), 5U);
+  EXPECT_EQ(read.record->metrics.begin()->first, "val/loss") << "order is kept";
+  EXPECT_EQ(read.record->metrics.at("val/loss"), 0.1);
+  EXPECT_TRUE(std::isnan(read.record->metrics.at("a/nan")));
+  EXPECT_EQ(read.record->metrics.at("a/inf"), std::numeric_limits<double>::infinity());
+  EXPECT_EQ(read.record->metrics.at("a/-inf"), -std::numeric_limits<double>::infinity());
+  EXPECT_EQ(read.record->metrics.at("a/whole"), 3.0);
+}
+
+Archive with_json(const Folder& folder, const std::string& json) {
+  std::vector<test::HandMadeRecord> records = test::records_of("\x80\x02}.");
+  records.push_back({"a/marlin.json", json});
+  return read_archive(folder.put("json.pt", test::make_zip(records)));
+}
+
+TEST(CommitRecordTest, IsAbsentInAFileWithoutOne) {
+  const Folder folder;
+  EXPECT_FALSE(read_archive(folder.put("a.pt", test::make_zip(test::records_of("\x80\x02}.")))).record);
+}
+
+TEST(CommitRecordTest, KeysOfALaterWriterArePassedOverAndALaterFormatIsToldAsThat) {
+  const Folder folder;
+  const Archive read = with_json(folder, R"({"format_version": 1, "index": 4, "epoch": 4, "global_step": 9, "records": {"data/0": {"xxh3": [1, 2]}}})");
+  ASSERT_TRUE(read.record);
+  EXPECT_EQ(read.record->index, 4);
+  expect_error(Errc::kUnsupported, "json.pt: marlin.json: written by a later libmarlin (format version 2", [&] { return with_json(folder, R"({"format_version": 2})"); });
+}
+
+TEST(CommitRecordTest, ABadOneMakesTheFileCorrupt) {
+  const Folder folder;
+  const std::string numbers = R"("format_version": 1, "index": 4, "epoch": 4, "global_step": 9)";
+  const std::string cases[] = {"", "nonsense", "[]", "{}", R"({"format_version": 0})", R"({"format_version": 1.5})", R"({"format_version": 1})",
+                               "{" + numbers + R"(, "kind": 3})", "{" + numbers + R"(, "metrics": []})", "{" + numbers + R"(, "metrics": {"a": "x"}})",
+                               R"({"format_version": 1, "index": 18446744073709551615, "epoch": 4, "global_step": 9})", std::string(100000, '['),
+                               "{" + numbers + ", \"run_id\": \"\xff\"}"};
+  for (const std::string& json : cases) expect_error(Errc::kCorrupt, "json.pt: marlin.json: ", [&] { return with_json(folder, json); });
+}
+
+TEST(ArchiveTest, MisalignedStoragesAreReadAndAligned) {
+  const Folder folder;
+  const std::string pickle = std::string("\x80\x02}(X\1\0\0\0", 8) + "wctorch._utils\n_rebuild_tensor_v2\n((X" + std::string("\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0", 35) +
+                             "0X" + std::string("\3\0\0\0cpuK\4tQK\0K\4\x85K\1\x85\x89", 20) + "ccollections\nOrderedDict\n)RtRu.";
+  const Archive read = read_archive(folder.put("plain.pt", test::make_zip(test::records_of(pickle))));
+  const at::Tensor& tensor = tensor_at(read, "w");
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 64, 0U);
+  EXPECT_EQ(std::string(static_cast<const char*>(tensor.const_data_ptr()), 16), std::string(16, '\7'));
+}
+
+TEST(ArchiveTest, AMissingFileAndAnUnreadableOneAreToldApart) {
+  const Folder folder;
+  expect_error(Errc::kNotFound, "nowhere.pt: open: No such file or directory", [&] { return read_archive(folder / "nowhere.pt"); });
+  expect_error(Errc::kIo, "Is a directory", [&] { return read_archive(folder / ""); });
+}
+
+}  // namespace
+}  // namespace marlin

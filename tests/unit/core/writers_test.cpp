@@ -1,0 +1,114 @@
+#include "marlin/core/writers.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+#include "expect_error.h"
+
+namespace marlin {
+namespace {
+
+using testing::expect_error;
+
+MetricsEvent event_of(MetricsEvent::Kind kind, const std::string& name, double value) {
+  MetricsEvent event{.kind = kind, .epoch = 1, .global_step = 23, .metrics = {}};
+  event.metrics.set(name, value);
+  return event;
+}
+
+class WritersTest : public ::testing::Test {
+ protected:
+  WritersTest() {
+    std::string name = (std::filesystem::temp_directory_path() / "marlin_writers_XXXXXX").string();
+    dir_ = mkdtemp(name.data());
+  }
+  ~WritersTest() override { std::filesystem::remove_all(dir_); }
+
+  std::string text_of(const std::filesystem::path& file) const {
+    std::ifstream in(file);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+
+  std::filesystem::path dir_;
+};
+
+TEST_F(WritersTest, StdoutHasALineForEpochsAndValidationsWithShortNumbers) {
+  std::FILE* file = std::fopen((dir_ / "out").c_str(), "w");
+  const auto writer = make_stdout_writer(file);
+  writer->write(event_of(MetricsEvent::Kind::kStep, "train/loss", 1.0));
+  MetricsEvent epoch = event_of(MetricsEvent::Kind::kEpoch, "train/loss", 0.53120001);
+  epoch.metrics.set("train/lr", 1e-7);
+  writer->write(epoch);
+  writer->write(event_of(MetricsEvent::Kind::kValidation, "val/accuracy", 2.0 / 3.0));
+  writer->flush();
+  EXPECT_EQ(text_of(dir_ / "out"), "epoch=1 global_step=23 train/loss=0.5312 train/lr=1e-07\nepoch=1 global_step=23 val/accuracy=0.666667\n");
+  std::fclose(file);
+}
+
+TEST_F(WritersTest, JsonlHasAnObjectForEveryEvent) {
+  const auto writer = make_jsonl_writer(dir_);
+  writer->write(event_of(MetricsEvent::Kind::kStep, "train/loss", 0.1));
+  writer->write(event_of(MetricsEvent::Kind::kEpoch, "train/\"odd\"", 3.0));
+  writer->flush();
+  EXPECT_EQ(text_of(dir_ / "metrics.jsonl"),
+            "{\"kind\":\"step\",\"epoch\":1,\"global_step\":23,\"train/loss\":0.1}\n"
+            "{\"kind\":\"epoch\",\"epoch\":1,\"global_step\":23,\"train/\\\"odd\\\"\":3.0}\n");
+}
+
+TEST_F(WritersTest, JsonlWritesWhatJsonHasNoNumberForAsText) {
+  const auto writer = make_jsonl_writer(dir_);
+  MetricsEvent event = event_of(MetricsEvent::Kind::kValidation, "a", std::nan(""));
+  event.metrics.set("b", std::numeric_limits<double>::infinity());
+  event.metrics.set("c", -std::numeric_limits<double>::infinity());
+  writer->write(event);
+  writer->flush();
+  EXPECT_EQ(text_of(dir_ / "metrics.jsonl"),
+            "{\"kind\":\"validation\",\"epoch\":1,\"global_step\":23,\"a\":\"NaN\",\"b\":\"Infinity\",\"c\":\"-Infinity\"}\n");
+}
+
+TEST_F(WritersTest, JsonlMakesItsFolderWithTheFirstLineOnly) {
+  const auto writer = make_jsonl_writer(dir_ / "a" / "b");
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "a"));
+  writer->flush();
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "a"));
+  writer->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0));
+  EXPECT_TRUE(std::filesystem::exists(dir_ / "a" / "b" / "metrics.jsonl"));
+}
+
+TEST_F(WritersTest, JsonlKeepsWhatIsThereAndStartsANewLineAfterHalfOfOne) {
+  make_jsonl_writer(dir_)->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0));
+  make_jsonl_writer(dir_)->write(event_of(MetricsEvent::Kind::kEpoch, "x", 2.0));
+  std::ofstream(dir_ / "metrics.jsonl", std::ios::app) << "{\"kind\":\"st";
+  make_jsonl_writer(dir_)->write(event_of(MetricsEvent::Kind::kEpoch, "x", 3.0));
+  EXPECT_EQ(text_of(dir_ / "metrics.jsonl"),
+            "{\"kind\":\"epoch\",\"epoch\":1,\"global_step\":23,\"x\":1.0}\n"
+            "{\"kind\":\"epoch\",\"epoch\":1,\"global_step\":23,\"x\":2.0}\n"
+            "{\"kind\":\"st\n"
+            "{\"kind\":\"epoch\",\"epoch\":1,\"global_step\":23,\"x\":3.0}\n");
+}
+
+TEST_F(WritersTest, JsonlSaysWhyItCannotWrite) {
+  std::ofstream(dir_ / "file") << "in the way";
+  const auto under_a_file = make_jsonl_writer(dir_ / "file");
+  expect_error(Errc::kIo, "metrics.jsonl: Not a directory", [&] { under_a_file->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0)); });
+  std::filesystem::create_directories(dir_ / "taken" / "metrics.jsonl");
+  const auto onto_a_folder = make_jsonl_writer(dir_ / "taken");
+  expect_error(Errc::kIo, "metrics.jsonl: Is a directory", [&] { onto_a_folder->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0)); });
+}
+
+TEST_F(WritersTest, JsonlReportsAFullDiskAtTheLatestWhenFlushed) {
+  std::filesystem::create_symlink("/dev/full", dir_ / "metrics.jsonl");
+  const auto writer = make_jsonl_writer(dir_);
+  expect_error(Errc::kIo, "No space left on device", [&] {
+    writer->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0));
+    writer->flush();
+  });
+}
+
+}  // namespace
+}  // namespace marlin
