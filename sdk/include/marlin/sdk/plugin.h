@@ -58,5 +58,5 @@ struct PluginDescriptor {
 
 /// Once in a plugin, at namespace scope.
 #define MARLIN_PLUGIN(...)                                                              \
-  extern "C" __attribute__((visibility("default"), used)) const ::marlin::PluginDescriptor marlin_plugin; \
+  extern "C" __attribute__((visibility("default"))) const ::marlin::PluginDescriptor marlin_plugin; \
   constinit const ::marlin::PluginDescriptor marlin_plugin { .info = {__VA_ARGS__} }

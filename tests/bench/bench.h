@@ -1,0 +1,34 @@
+// What all benchmark cases share: the machine line, interleaved blocks, CSV, and bounds.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace marlin::bench {
+
+/// One of the things compared: runs one block and returns what it took, in seconds per unit of work.
+struct Contender {
+  std::string name;
+  std::function<double()> block;
+  std::vector<double> seconds = {};   // by block
+};
+
+/// Runs one unmeasured block of each, then `blocks` rounds of A B C A B C ...
+void run_interleaved(std::vector<Contender>& contenders, int blocks);
+
+[[nodiscard]] double median(std::vector<double> values);
+/// The median of a[i] / b[i]: both were measured in the same round, so the machine's moods cancel out.
+[[nodiscard]] double median_ratio(const Contender& a, const Contender& b);
+
+void print_machine(const std::string& bench_case, const std::string& details);
+void print_csv_header(const std::string& unit);
+void print_csv(const std::string& bench_case, const Contender& contender, double scale);
+
+/// Prints `bound,<case>,<what>,<measured>,<limit>,<ok|short>`. @return whether measured <= limit.
+bool print_bound(const std::string& bench_case, const std::string& what, double measured, double limit);
+
+/// The cases. @return whether every bound holds.
+bool overhead();
+
+}  // namespace marlin::bench
