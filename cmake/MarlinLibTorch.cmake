@@ -2,15 +2,16 @@
 #
 # LibTorch's own package file demands a CUDA toolkit even for CPU use, so it is not used. The folder is, in this order: one on
 # CMAKE_PREFIX_PATH that holds lib/libtorch_cpu.so, the one libmarlin was built with (set by marlinConfig.cmake), the wheel
-# that scripts/bootstrap put into .deps/venv.
-include_guard(GLOBAL)
+# that scripts/bootstrap put into .deps/venv. What is wrong with it, if anything, is in MARLIN_LIBTORCH_PROBLEM afterwards.
+unset(MARLIN_LIBTORCH_PROBLEM)
 
 file(GLOB _marlin_wheel "${CMAKE_CURRENT_LIST_DIR}/../.deps/venv/lib/python3*/site-packages/torch")
 find_path(MARLIN_LIBTORCH_DIR NAMES lib/libtorch_cpu.so
   HINTS ${MARLIN_LIBTORCH_HINT} PATHS ${_marlin_wheel} NO_CMAKE_SYSTEM_PATH
   DOC "Folder of LibTorch: the one that holds include/ and lib/")
 if(NOT MARLIN_LIBTORCH_DIR)
-  message(FATAL_ERROR "LibTorch was not found. Run scripts/bootstrap, or pass -DCMAKE_PREFIX_PATH=<folder with include/ and lib/libtorch_cpu.so>.")
+  set(MARLIN_LIBTORCH_PROBLEM "LibTorch was not found. Pass -DCMAKE_PREFIX_PATH=<folder with include/ and lib/libtorch_cpu.so>, or run libmarlin's scripts/bootstrap.")
+  return()
 endif()
 
 file(STRINGS "${MARLIN_LIBTORCH_DIR}/include/torch/csrc/api/include/torch/version.h" _marlin_version_lines REGEX "#define TORCH_VERSION_(MAJOR|MINOR|PATCH)")
@@ -23,9 +24,12 @@ foreach(_part MAJOR MINOR PATCH)
 endforeach()
 set(MARLIN_LIBTORCH_VERSION "${_marlin_torch_MAJOR}.${_marlin_torch_MINOR}.${_marlin_torch_PATCH}")
 if(MARLIN_LIBTORCH_VERSION VERSION_LESS 2.15)
-  message(FATAL_ERROR "LibTorch ${MARLIN_LIBTORCH_VERSION} in ${MARLIN_LIBTORCH_DIR} is too old: libmarlin needs 2.15 or later.")
+  set(MARLIN_LIBTORCH_PROBLEM "LibTorch ${MARLIN_LIBTORCH_VERSION} in ${MARLIN_LIBTORCH_DIR} is too old: libmarlin needs 2.15 or later.")
+  return()
 endif()
-message(STATUS "LibTorch ${MARLIN_LIBTORCH_VERSION}: ${MARLIN_LIBTORCH_DIR}")
+if(NOT marlin_FIND_QUIETLY)
+  message(STATUS "LibTorch ${MARLIN_LIBTORCH_VERSION}: ${MARLIN_LIBTORCH_DIR}")
+endif()
 
 foreach(_library c10 torch_cpu)
   if(NOT TARGET marlin_${_library})

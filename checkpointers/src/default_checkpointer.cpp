@@ -1,10 +1,12 @@
 #include "marlin/checkpointers/default_checkpointer.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "marlin/checkpointers/durable_file.h"
 #include "marlin/sdk/error.h"
@@ -35,7 +37,9 @@ class LevelFilter {
   throw Error(Errc::kInvalidArgument, concat("checkpointer.", option, ": cannot write to '", folder.string(), "': ", why));
 }
 
-// Whether files can be made in the folder, which need not exist yet.
+constexpr std::string_view kProbe = "probe";
+
+// Makes the folder if it is not there, and a file in it for a moment: permissions alone do not tell of a read-only file system or of /proc.
 void check_writable(const char* option, const fs::path& folder) {
   fs::path existing = fs::absolute(folder).lexically_normal();
   std::error_code error;
@@ -45,7 +49,13 @@ void check_writable(const char* option, const fs::path& folder) {
     while (existing.has_relative_path() && fs::is_directory(existing.parent_path(), error) == false) existing = existing.parent_path();
     refuse_folder(option, folder, concat("'", existing.string(), "' is not a folder"));
   }
-  if (::access(existing.c_str(), W_OK | X_OK) != 0) refuse_folder(option, folder, concat("'", existing.string(), "': ", std::strerror(errno)));
+  fs::create_directories(folder, error);
+  if (error) refuse_folder(option, folder, concat("it cannot be made in '", existing.string(), "': ", error.message()));
+  const fs::path probe = folder / temporary_name(kProbe);
+  const int file = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+  if (file < 0) refuse_folder(option, folder, std::strerror(errno));
+  ::close(file);
+  ::unlink(probe.c_str());
 }
 
 std::vector<fs::path> files_in(const fs::path& folder, const CheckpointNames& names, const std::function<bool(const CheckpointNames::Parsed&)>& wanted) {
@@ -110,7 +120,8 @@ bool DefaultCheckpointer::keeps_models() const { return !options_.model_state_sa
 std::vector<fs::path> DefaultCheckpointer::own_files() const {
   std::error_code error;
   const bool one_folder = model_folder() == fs::path(options_.save_dir) || fs::equivalent(model_folder(), options_.save_dir, error);
-  auto files = files_in(options_.save_dir, names_, [&](const auto& parsed) { return one_folder || parsed.form != Form::kModel; });
+  const bool models_here = one_folder && keeps_models();
+  auto files = files_in(options_.save_dir, names_, [&](const auto& parsed) { return models_here || parsed.form != Form::kModel; });
   if (!one_folder) {
     const auto models = files_in(model_folder(), names_, [](const auto& parsed) { return parsed.form == Form::kModel; });
     files.insert(files.end(), models.begin(), models.end());
@@ -120,20 +131,18 @@ std::vector<fs::path> DefaultCheckpointer::own_files() const {
 }
 
 void DefaultCheckpointer::do_open(const RunStart& start) {
+  const std::vector<fs::path> files = own_files();
+  if (!options_.delete_existing_checkpoints && start.loaded_from.empty() && !files.empty()) {
+    throw Error(Errc::kInvalidArgument, concat("'", options_.save_dir, "' holds checkpoints of an earlier run (", files.front().filename().string(),
+        files.size() > 1 ? concat(" and ", files.size() - 1, " more") : "",
+        "): give --resume auto to go on with it, --checkpointer.delete_existing_checkpoints to start over, or another --checkpointer.save_dir"));
+  }
   check_writable("save_dir", options_.save_dir);
   check_writable("model_state_save_dir", model_folder());
   for (const fs::path& folder : {fs::path(options_.save_dir), model_folder()}) {
-    remove_stale_temporaries(folder, [&](std::string_view name) { return names_.parse(name).has_value(); });
+    remove_stale_temporaries(folder, [&](std::string_view name) { return name == kProbe || names_.parse(name).has_value(); });
   }
-  const std::vector<fs::path> files = own_files();
-  if (!options_.delete_existing_checkpoints) {
-    if (start.loaded_from.empty() && !files.empty()) {
-      throw Error(Errc::kInvalidArgument, concat("'", options_.save_dir, "' holds checkpoints of an earlier run (", files.front().filename().string(),
-          files.size() > 1 ? concat(" and ", files.size() - 1, " more") : "",
-          "): give --resume auto to go on with it, --checkpointer.delete_existing_checkpoints to start over, or another --checkpointer.save_dir"));
-    }
-    return;
-  }
+  if (!options_.delete_existing_checkpoints || std::exchange(cleared_, true)) return;
   const LevelFilter log(host_.logger, options_.log_level);
   for (const fs::path& file : files) {
     std::error_code error;

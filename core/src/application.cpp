@@ -2,8 +2,9 @@
 
 #include <torch/torch.h>
 
-#include <cstdio>
+#include <cstdlib>
 #include <iostream>
+#include <sstream>
 
 #include "cli/command_line.h"
 #include "marlin/checkpointers/default_checkpointer.h"
@@ -184,7 +185,18 @@ class Run {
     return result;
   }
 
+  // A launcher that started several of us means them to work together; apart, they would write over each other's files.
+  void refuse_several_processes() const {
+    if (backend_.plugin) return;
+    for (const char* variable : {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"}) {
+      const char* size = std::getenv(variable);
+      if (size == nullptr || std::atoi(size) <= 1) continue;
+      throw Error(Errc::kUnsupported, concat("--backend ", backend_.name, " runs one process, but ", variable, " says that this is one of ", size, "; start the program alone"));
+    }
+  }
+
   int train(const std::vector<Options>& options) {
+    refuse_several_processes();
     const auto trainer_options = marlin::parse<TrainerOptions>(options[0]);
     torch::manual_seed(static_cast<uint64_t>(trainer_options.seed));
     std::unique_ptr<TrainerBackend> backend;

@@ -139,6 +139,7 @@ class Bar final : public Counting {
     if (!shown_) return;
     put("\r\x1b[K");
     shown_ = false;
+    drawn_ = {};  // back with the next step
   }
 
  protected:

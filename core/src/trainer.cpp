@@ -13,7 +13,6 @@ class Trainer::Listener final : public StepListener {
   explicit Listener(Trainer& trainer) : trainer_(trainer) {}
 
   bool on_train_step(const StepReport& step) override {
-    ++trainer_.steps_in_epoch_;
     trainer_.ran_ = true;
     window_.add(*step.metrics);
     if (step.global_step % trainer_.options_.log_steps == 0) flush(step.epoch);
@@ -74,7 +73,10 @@ RunResult Trainer::train() {
     services_.logger->info("nothing to do: ", last_epoch_ + 1, " of ", options_.epochs, " epochs and ", global_step(), " steps are done");
     if (last_epoch_ >= 0 || in_epoch_) save_models();
   } else {
-    for (const auto& checkpointer : checkpointers_) checkpointer->open({loaded_from_});
+    if (!opened_) {  // after a stop the same run goes on
+      for (const auto& checkpointer : checkpointers_) checkpointer->open({newest_checkpoint_});
+      opened_ = true;
+    }
     started_ = true;
     try {
       run_epochs();
@@ -82,7 +84,7 @@ RunResult Trainer::train() {
       end_run(result.outcome == RunResult::Outcome::kDone);
     } catch (...) {
       if (services_.progress) services_.progress->clear_line();
-      for (const auto& writer : services_.writers) writer->flush();
+      each_writer([](Writer& writer) { writer.flush(); });
       throw;
     }
     stop_.store(false, std::memory_order_relaxed);
@@ -104,12 +106,12 @@ void Trainer::run_epoch(int64_t epoch) {
   module_->on_begin_train_epoch(epoch, global_step());
   if (!in_epoch_) {
     train_loader_->begin_epoch(epoch);
-    steps_in_epoch_ = 0;
+    epoch_start_step_ = global_step();
     in_epoch_ = true;
   }
-  if (services_.progress) services_.progress->begin(concat("epoch ", epoch + 1, "/", options_.epochs), plan_.steps_per_epoch, steps_in_epoch_);
+  if (services_.progress) services_.progress->begin(concat("epoch ", epoch + 1, "/", options_.epochs), plan_.steps_per_epoch, steps_in_epoch());
   Listener listener(*this);
-  EpochResult trained = backend_->train(*train_loader_, epoch, steps_in_epoch_, listener);
+  EpochResult trained = backend_->train(*train_loader_, epoch, steps_in_epoch(), listener);
   listener.flush(epoch);
   EpochSummary summary{epoch, global_step(), trained.metrics.means("train/"), std::move(trained.outputs)};
   if (services_.progress) services_.progress->end(summary.metrics);
@@ -124,11 +126,10 @@ void Trainer::run_epoch(int64_t epoch) {
   summary.metrics.merge(validate_epoch(epoch));
   module_->train();
   module_->on_end_train_epoch(summary);
-  for (const auto& writer : services_.writers) writer->flush();
+  each_writer([](Writer& writer) { writer.flush(); });
   if (!trained.complete) return;
   last_epoch_ = epoch;
   in_epoch_ = false;
-  steps_in_epoch_ = 0;
   save_where_due(save_point(Cause::kPeriod, false));
 }
 
@@ -160,7 +161,21 @@ void Trainer::write(MetricsEvent::Kind kind, int64_t epoch, const Metrics& metri
   if (services_.writers.empty()) return;
   if (services_.progress) services_.progress->clear_line();
   const MetricsEvent event{kind, epoch, global_step(), metrics};
-  for (const auto& writer : services_.writers) writer->write(event);
+  each_writer([&](Writer& writer) { writer.write(event); });
+}
+
+// Training is worth more than its record: a writer that fails is told of once and left out from then on.
+void Trainer::each_writer(const std::function<void(Writer&)>& call) {
+  auto& writers = services_.writers;
+  for (auto writer = writers.begin(); writer != writers.end();) {
+    try {
+      call(**writer);
+      ++writer;
+    } catch (const std::exception& error) {
+      services_.logger->error("a writer of metrics failed and is left out from now on: ", error.what());
+      writer = writers.erase(writer);
+    }
+  }
 }
 
 // The last state is saved whatever the period says, once; a run that has more to do gets no model file.
@@ -170,8 +185,12 @@ void Trainer::end_run(bool complete) {
     save_models();
     module_->on_end_train(global_step());
   }
-  for (const auto& checkpointer : checkpointers_) checkpointer->close();
-  for (const auto& writer : services_.writers) writer->flush();
+  std::vector<std::string> none;
+  for (size_t i = 0; i < checkpointers_.size(); ++i) {
+    const auto close = [&] { return checkpointers_[i]->close(), std::vector<std::string>(); };
+    failed_[i] |= !save_or_report(*checkpointers_[i], "last of what it has", close, none);
+  }
+  each_writer([](Writer& writer) { writer.flush(); });
 }
 
 }  // namespace marlin

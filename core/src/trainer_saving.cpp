@@ -26,7 +26,7 @@ SavePoint Trainer::save_point(Cause cause, bool force) const {
 int64_t Trainer::model_index() const { return in_epoch_ ? last_epoch_ + 1 : last_epoch_; }
 
 // A failed save is reported and remembered; training goes on, and the last good checkpoint stays.
-bool Trainer::save_or_report(const AbstractCheckpointer& checkpointer, const char* what, const std::function<std::vector<std::string>()>& call,
+bool Trainer::save_or_report(const AbstractCheckpointer& checkpointer, const std::string& what, const std::function<std::vector<std::string>()>& call,
                              std::vector<std::string>& written) {
   if (services_.progress) services_.progress->clear_line();
   try {
@@ -45,11 +45,13 @@ std::vector<std::string> Trainer::save_where_due(const SavePoint& point) {
   std::optional<Checkpoint> checkpoint;  // built once, and only if somebody wants it
   for (size_t i = 0; i < checkpointers_.size(); ++i) {
     AbstractCheckpointer& checkpointer = *checkpointers_[i];
-    const bool just_saved = saved_step_[i] == point.global_step && saved_index_[i] == point.index;
-    if (just_saved || !checkpointer.due(point)) continue;
-    if (!checkpoint) checkpoint = make_checkpoint();
+    if (saved_step_[i] == point.global_step && saved_index_[i] == point.index) continue;  // just saved
     const std::string what = concat("epoch ", point.epoch, ", step ", point.global_step);
-    const bool done = save_or_report(checkpointer, what.c_str(), [&] { return checkpointer.save(*checkpoint, point); }, written);
+    bool due = false;
+    const bool asked = save_or_report(checkpointer, what, [&] { return due = checkpointer.due(point), std::vector<std::string>(); }, written);
+    if (asked && !due) continue;
+    if (asked && !checkpoint) checkpoint = make_checkpoint();
+    const bool done = asked && save_or_report(checkpointer, what, [&] { return checkpointer.save(*checkpoint, point); }, written);
     if (done) saved_step_[i] = point.global_step, saved_index_[i] = point.index;
     failed_[i] = !done;
   }
@@ -62,9 +64,9 @@ std::vector<std::string> Trainer::save_models() {
   const int64_t index = model_index();
   for (size_t i = 0; i < checkpointers_.size(); ++i) {
     AbstractCheckpointer& checkpointer = *checkpointers_[i];
-    if (!checkpointer.schedule().checkpoint || (!ran_ && checkpointer.has_model(index))) continue;
-    const std::string what = concat("model of epoch ", index);
-    failed_[i] |= !save_or_report(checkpointer, what.c_str(), [&] { return checkpointer.save_model(module_->get_state(), index); }, written);
+    if (!checkpointer.schedule().checkpoint) continue;
+    const auto save = [&] { return !ran_ && checkpointer.has_model(index) ? std::vector<std::string>() : checkpointer.save_model(module_->get_state(), index); };
+    failed_[i] |= !save_or_report(checkpointer, concat("model of epoch ", index), save, written);
   }
   return written;
 }

@@ -1,4 +1,7 @@
 // The part of Trainer that runs before the first step: what to resume, what fits, what is left to do.
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <mutex>
 #include <random>
 
 #include "marlin/checkpointers/default_checkpointer.h"
@@ -28,6 +31,23 @@ std::string random_id() {
   std::string id;
   for (int i = 0; i < 16; ++i) id += "0123456789abcdef"[source() % 16];
   return id;
+}
+
+// From LibTorch's default generator dropout and random augmentation draw.
+at::Tensor cpu_generator_state() {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard lock(generator.mutex());
+  return generator.get_state();
+}
+
+// False: it is not a state of this LibTorch's generator.
+bool set_cpu_generator_state(const at::Tensor& state) {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const at::Tensor present = cpu_generator_state();
+  if (state.scalar_type() != present.scalar_type() || state.sizes() != present.sizes()) return false;
+  const std::lock_guard lock(generator.mutex());
+  generator.set_state(state);
+  return true;
 }
 
 void prefix_all(std::vector<std::string>& into, const std::string& prefix, const std::vector<std::string>& texts) {
@@ -87,9 +107,6 @@ Checkpoint Trainer::load_checkpoints() {
 TrainingPlan Trainer::make_plan(const Checkpoint& resumed) const {
   TrainingPlan plan;
   plan.epochs = options_.epochs;
-  if (options_.reset_optimizers_schedulers && !resumed.empty()) {
-    plan.epochs = std::max<int64_t>(0, options_.epochs - (int_or(resumed.trainer_state, "last_epoch", -1) + 1));
-  }
   plan.max_steps = options_.max_steps;
   plan.train_batch_size = options_.train_batch_size;
   plan.steps_per_epoch = options_.max_train_steps_per_epoch;
@@ -97,6 +114,18 @@ TrainingPlan Trainer::make_plan(const Checkpoint& resumed) const {
     if (const auto batches = train_loader_->num_batches()) {
       plan.steps_per_epoch = std::min(*batches, options_.max_train_steps_per_epoch.value_or(*batches));
     }
+  }
+  if (!options_.reset_optimizers_schedulers || resumed.empty()) return plan;
+
+  const int64_t epochs_left = options_.epochs - (int_or(resumed.trainer_state, "last_epoch", -1) + 1);
+  const int64_t steps_done = int_or(resumed.trainer_backend_state, "global_step_completed", 0);
+  if (epochs_left <= 0 || (plan.max_steps && *plan.max_steps <= steps_done)) return plan;  // nothing will be run by it
+  plan.epochs = epochs_left;
+  if (plan.max_steps) *plan.max_steps -= steps_done;
+  const int64_t begun = int_or(resumed.trainer_state, "steps_in_epoch", 0);  // of the first of these epochs
+  if (begun > 0 && plan.steps_per_epoch) {
+    const int64_t steps_left = epochs_left * *plan.steps_per_epoch - begun;
+    plan.max_steps = std::min(steps_left, plan.max_steps.value_or(steps_left));
   }
   return plan;
 }
@@ -123,6 +152,11 @@ void Trainer::set_up() {
   if (train_loader_) {
     optimizers_schedulers_ = module_->get_optimizers_schedulers(plan_);
     if (optimizers_schedulers_.optimizers.empty()) throw Error(Errc::kInvalidArgument, "get_optimizers_schedulers returned no optimizer");
+    bool saves = false;
+    for (const auto& checkpointer : checkpointers_) saves |= checkpointer->schedule().checkpoint;
+    for (const auto& optimizer : optimizers_schedulers_.optimizers) {
+      if (saves) static_cast<void>(optim::get_state(*optimizer));  // one that cannot be saved throws now, not after an epoch
+    }
   }
   if (resumed.empty()) {
     run_id_ = random_id();
@@ -172,15 +206,22 @@ void Trainer::check(const Checkpoint& checkpoint) const {
   } catch (const Error& error) {
     found.push_back(error.what());
   }
+  try {
+    // A position that does not fit leaves the loader as it was.
+    const Value* in_epoch = checkpoint.trainer_state.find("in_epoch");
+    if (train_loader_ && in_epoch != nullptr && in_epoch->as_bool()) train_loader_->update_state(checkpoint.trainer_state.at("loader").as_dict());
+  } catch (const Error& error) {
+    found.push_back(error.what());
+  }
   if (found.empty()) return;
   throw Error(Errc::kMismatch, concat(checkpoint.source.empty() ? "the checkpoint" : checkpoint.source, " does not fit this run: ", join(found, "; "), ". Nothing was changed."));
 }
 
 void Trainer::apply(const Checkpoint& checkpoint) {
   module_->update_state(checkpoint.module_interface_state);
-  update_state(checkpoint.trainer_state);
   backend_->update_state(checkpoint.trainer_backend_state);
-  newest_checkpoint_ = loaded_from_ = checkpoint.source;
+  update_state(checkpoint.trainer_state);
+  newest_checkpoint_ = checkpoint.source;
   services_.logger->info("resumed from ", checkpoint.source, ": ", last_epoch_ + 1, " epochs", in_epoch_ ? " and a part of the next" : "", ", ", global_step(), " steps done");
 }
 
@@ -190,8 +231,9 @@ StateDict Trainer::get_state() const {
   for (const auto& scheduler : optimizers_schedulers_.schedulers) schedulers.items.emplace_back(scheduler->get_state());
   StateDict state = {{"version", kStateVersion}, {"last_epoch", last_epoch_}, {"optimizers", std::move(optimizers)}, {"schedulers", std::move(schedulers)}, {"run_id", run_id_}};
   state.set("in_epoch", in_epoch_);
-  state.set("steps_in_epoch", steps_in_epoch_);
+  state.set("steps_in_epoch", steps_in_epoch());
   state.set("loader", train_loader_ ? Value(train_loader_->get_state()) : Value());
+  state.set("generators", StateDict{{"cpu", cpu_generator_state()}});
   return state;
 }
 
@@ -207,7 +249,12 @@ void Trainer::update_state(const StateDict& state) {
   run_id_ = id != nullptr && id->get_if<std::string>() ? id->as_string() : random_id();
   const Value* in_epoch = state.find("in_epoch");
   in_epoch_ = in_epoch != nullptr && in_epoch->as_bool();
-  steps_in_epoch_ = int_or(state, "steps_in_epoch", 0);
+  epoch_start_step_ = global_step() - int_or(state, "steps_in_epoch", 0);
+  const Value* generators = state.find("generators");
+  const Value* cpu = generators != nullptr && generators->get_if<StateDict>() ? generators->as_dict().find("cpu") : nullptr;
+  if (cpu != nullptr && cpu->get_if<at::Tensor>() && !set_cpu_generator_state(cpu->as_tensor())) {
+    services_.logger->warning("the checkpoint's generator state is of another LibTorch: random numbers do not go on as they would have");
+  }
   if (in_epoch_ && train_loader_) train_loader_->update_state(state.at("loader").as_dict());
 }
 

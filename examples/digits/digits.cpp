@@ -1,6 +1,6 @@
 // digits: learns to read handwritten digits (8x8 pixels).
 // Run:    digits --epochs 20
-// Expect: last line "done epochs=20 global_step=460 val/accuracy=0.9..." (above 0.95)
+// Expect: last line "done epochs=20 global_step=460 val/accuracy=0.9..." (val/accuracy above 0.95)
 #include <marlin/marlin.h>
 #include <torch/torch.h>
 

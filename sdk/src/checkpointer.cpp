@@ -57,6 +57,7 @@ bool AbstractCheckpointer::due(const SavePoint& point) const {
 std::vector<std::string> AbstractCheckpointer::save(const Checkpoint& checkpoint, const SavePoint& point) {
   check_index(name_, "save", point.index);
   if (!schedule_.checkpoint) return {};
+  closed_ = false;
   return guarded(name_, "save", [&] { return do_save(checkpoint, point); });
 }
 
@@ -72,6 +73,7 @@ std::vector<std::string> AbstractCheckpointer::save(const Checkpoint& checkpoint
 std::vector<std::string> AbstractCheckpointer::save_model(const StateDict& model_state, int64_t index) {
   check_index(name_, "save_model", index);
   if (!schedule_.checkpoint) return {};
+  closed_ = false;
   return guarded(name_, "save_model", [&] { return do_save_model(model_state, index); });
 }
 

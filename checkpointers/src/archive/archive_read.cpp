@@ -29,16 +29,20 @@ std::string_view require(const ZipReader& zip, const char* name) {
 void refuse_others(std::span<const std::byte> file) {
   constexpr std::string_view kLegacyMagic = "\x80\x02\x8a\x0a";
   const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
-  if (text.starts_with(kLegacyMagic)) unsupported("zip directory", "written in torch.save's format from before PyTorch 1.6; load it in Python and save it again");
+  if (!text.starts_with(kLegacyMagic)) return;
+  unsupported("zip directory", "written in torch.save's format from before PyTorch 1.6; load it in Python and save it again");
 }
 
 void refuse_others(const ZipReader& zip) {
   if (zip.find("constants.pkl") != nullptr) {
     unsupported("constants.pkl", "a TorchScript or torch::save archive; what is read are state dicts that libmarlin or Python's torch.save wrote");
   }
+  uint64_t bytes = 0;
   bool any = false;
-  for (const ZipRecord& record : zip.records()) any = any || record.checksum != 0;
-  if (!any) unsupported("zip directory", "holds no checksums (written with torch.serialization.set_crc32_options(False)); save it again with them");
+  for (const ZipRecord& record : zip.records()) bytes += record.size, any = any || record.checksum != 0;
+  if (bytes > 0 && !any) {
+    unsupported("zip directory", "holds no checksums (written with torch.serialization.set_crc32_options(False)); save it again with them");
+  }
 }
 
 // Before all else, so that a file of a later version is told as that and not as a broken one.
@@ -56,11 +60,12 @@ void check_format(const ZipReader& zip) {
     unsupported("byteorder", concat("is '", printable(zip.bytes(*order)), "'; only little-endian files are read"));
   }
   // torch.load takes these; 3 is what torch.save has written since PyTorch 1.6.
-  const std::string_view version = require(zip, "version");
-  if (version.size() < 2 || version.back() != '\n' || version.substr(0, version.size() - 1).find_first_not_of("0123456789") != std::string_view::npos) {
-    corrupt("version", "is no number");
+  std::string_view version = require(zip, "version");
+  if (version.ends_with('\n')) version.remove_suffix(1);
+  if (version.empty() || version.find_first_not_of("0123456789") != std::string_view::npos) corrupt("version", "is no number");
+  if (version != "1" && version != "2" && version != "3") {
+    unsupported("version", concat("of torch.save's format is ", printable(version), "; 1 to 3 are read"));
   }
-  if (version != "1\n" && version != "2\n" && version != "3\n") unsupported("version", concat("of torch.save's format is ", printable(version.substr(0, version.size() - 1)), "; 1 to 3 are read"));
 }
 
 // Turns what the pickle says into tensors over the mapping.
@@ -118,7 +123,8 @@ Value Binder::value(const PickleValue& value) {
 
 at::Tensor Binder::tensor(const PickleTensor& tensor) {
   const c10::Storage& storage = storage_of(tensor);
-  return at::empty({0}, at::TensorOptions().dtype(scalar_type(tensor.dtype)).device(at::kCPU)).set_(storage, tensor.offset, tensor.sizes, tensor.strides);
+  const at::Tensor result = at::empty({0}, at::TensorOptions().dtype(scalar_type(tensor.dtype)).device(at::kCPU));
+  return result.set_(storage, tensor.offset, tensor.sizes, tensor.strides);
 }
 
 const c10::Storage& Binder::storage_of(const PickleTensor& tensor) {

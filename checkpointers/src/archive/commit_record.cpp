@@ -30,7 +30,8 @@ double number_of(const std::string& name, const Json& json) {
 
 int64_t integer_at(const Json& json, const char* key) {
   const auto at = json.find(key);
-  const bool fits = at != json.end() && at->is_number_integer() && (!at->is_number_unsigned() || at->get<uint64_t>() <= uint64_t{std::numeric_limits<int64_t>::max()});
+  bool fits = at != json.end() && at->is_number_integer();
+  if (fits && at->is_number_unsigned()) fits = at->get<uint64_t>() <= uint64_t{std::numeric_limits<int64_t>::max()};
   if (!fits) corrupt(kCommitRecord, concat("'", key, "' is missing, or not a whole number"));
   return at->get<int64_t>();
 }
@@ -83,7 +84,8 @@ CommitRecord commit_record_of(std::string_view text) {
   CommitRecord record;
   record.format_version = integer_at(json, "format_version");
   if (record.format_version > kFormatVersion) {
-    unsupported(kCommitRecord, concat("written by a later libmarlin (format version ", record.format_version, "; this one reads ", kFormatVersion, "); update libmarlin"));
+    unsupported(kCommitRecord, concat("written by a later libmarlin (format version ", record.format_version, "; this one reads ", kFormatVersion,
+                                      "); update libmarlin"));
   }
   if (record.format_version < 1) corrupt(kCommitRecord, concat("there is no format version ", record.format_version));
   record.kind = text_at(json, "kind");

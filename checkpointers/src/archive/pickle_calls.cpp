@@ -72,7 +72,10 @@ bool is_none_or_empty(const PickleValue& value) {
 void check_geometry(const PickleTensor& tensor) {
   constexpr __int128 kLimit = std::numeric_limits<int64_t>::max();
   const int64_t item_size = dtype_info(tensor.dtype).item_size;
-  if (tensor.sizes.size() != tensor.strides.size() || tensor.sizes.size() > kMaxDepth) corrupt(kPickleRecord, "a tensor has no matching sizes and strides");
+  constexpr size_t kMaxDims = 64;  // LibTorch's own limit
+  if (tensor.sizes.size() != tensor.strides.size() || tensor.sizes.size() > kMaxDims) {
+    corrupt(kPickleRecord, "a tensor has no matching sizes and strides");
+  }
   bool empty = false;
   __int128 last = tensor.offset;
   __int128 volume = item_size;
@@ -92,7 +95,9 @@ void check_geometry(const PickleTensor& tensor) {
 PickleValue tensor(const std::vector<PickleValue>& arguments, bool names_dtype) {
   const size_t required = names_dtype ? 7 : 6;
   if (arguments.size() < required || arguments.size() > required + 1) corrupt(kPickleRecord, "a tensor has the wrong number of arguments");
-  if (arguments.size() > required && !is_none_or_empty(arguments[required])) unsupported(kPickleRecord, "a conjugate or negative view; resolve it (resolve_conj, resolve_neg) before it is saved");
+  if (arguments.size() > required && !is_none_or_empty(arguments[required])) {
+    unsupported(kPickleRecord, "a conjugate or negative view; resolve it (resolve_conj, resolve_neg) before it is saved");
+  }
   if (!is_none_or_empty(arguments[5])) unsupported(kPickleRecord, "a tensor with backward hooks");
 
   auto result = std::make_shared<PickleTensor>();
@@ -142,7 +147,9 @@ PickleValue storage_of(const PickleValue& id) {
   if (typed != nullptr) storage->dtype = typed->dtype;
   storage->num_items = get<int64_t>(parts[4], "a storage's size");
   const int64_t item_size = dtype_info(storage->dtype).item_size;
-  if (storage->num_items < 0 || storage->num_items > std::numeric_limits<int64_t>::max() / item_size) corrupt(kPickleRecord, "a storage has a bad size");
+  if (storage->num_items < 0 || storage->num_items > std::numeric_limits<int64_t>::max() / item_size) {
+    corrupt(kPickleRecord, "a storage has a bad size");
+  }
   return std::shared_ptr<const PickleStorage>(std::move(storage));
 }
 

@@ -25,8 +25,16 @@ PickleNode* node_of(const PickleValue& value) {
   return nullptr;
 }
 
+// A global or a storage, or an argument list with one in it.
 bool is_internal(const PickleValue& value) {
+  if (const PickleNode* node = node_of(value)) return node->internal;
   return std::holds_alternative<std::shared_ptr<const PickleGlobal>>(value) || std::holds_alternative<std::shared_ptr<const PickleStorage>>(value);
+}
+
+void require_plain(const PickleValue& value) {
+  if (!is_internal(value)) return;
+  const auto* global = std::get_if<std::shared_ptr<const PickleGlobal>>(&value);
+  unsupported(kPickleRecord, concat("holds ", global != nullptr ? (*global)->name : "a type or a storage", " as a value, which a state dict cannot"));
 }
 
 uint64_t cost_of(const PickleValue& value) {
@@ -82,7 +90,9 @@ class Unpickler {
 
 PickleValue Unpickler::read() {
   if (number<uint8_t>() != static_cast<uint8_t>(Opcode::kProto)) broken("is no pickle");
-  if (const int protocol = number<uint8_t>(); protocol != 2) unsupported(kPickleRecord, concat("is of pickle protocol ", protocol, "; torch.save writes 2 unless told otherwise"));
+  if (const int protocol = number<uint8_t>(); protocol != 2) {
+    unsupported(kPickleRecord, concat("is of pickle protocol ", protocol, "; torch.save writes 2 unless told otherwise"));
+  }
   for (;;) {
     const auto opcode = static_cast<Opcode>(number<uint8_t>());
     if (opcode == Opcode::kStop) return finish();
@@ -236,12 +246,8 @@ void Unpickler::place(PickleNode& parent, const PickleValue& child, bool argumen
     parent.depth = std::max(parent.depth, node->depth + 1);
     if (parent.depth > kMaxDepth) broken(concat("is nested deeper than ", kMaxDepth));
   }
-  const bool internal = node != nullptr ? node->internal : is_internal(child);
-  if (internal && !argument) {
-    const auto* global = std::get_if<std::shared_ptr<const PickleGlobal>>(&child);
-    unsupported(kPickleRecord, concat("holds ", global != nullptr ? (*global)->name : "a type or a storage", " as a value, which a state dict cannot"));
-  }
-  parent.internal = parent.internal || internal;
+  if (!argument) require_plain(child);
+  parent.internal = parent.internal || is_internal(child);
   parent.cost += cost_of(child);  // both are at most max_cost_ and some, so that nothing overflows
   if (parent.cost > max_cost_) broken("refers back to so many values that it would take too much memory");
 }
@@ -300,9 +306,7 @@ PickleValue Unpickler::finish() {
   PickleValue result = pop();
   if (!stack_.empty() || !marks_.empty()) broken("ends with values left over");
   if (position_ != bytes_.size()) broken("goes on after its end");
-  PickleNode whole;
-  whole.depth = 0;
-  place(whole, result);
+  require_plain(result);
   return result;
 }
 

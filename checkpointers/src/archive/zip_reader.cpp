@@ -72,6 +72,10 @@ T ZipReader::number(uint64_t offset) const {
   return value;
 }
 
+ZipReader::Header ZipReader::read_header(uint64_t at) const {
+  return {number<uint16_t>(at), number<uint16_t>(at + 2), number<uint32_t>(at + 8), number<uint32_t>(at + 12), number<uint32_t>(at + 16)};
+}
+
 ZipReader::Directory ZipReader::find_directory() const {
   if (file_.size() < kEndSize) corrupt(kDirectory, kNoEnd);
   const uint64_t last = file_.size() - kEndSize;
@@ -91,7 +95,8 @@ ZipReader::Directory ZipReader::find_directory() const {
   }
   const Directory zip64 = read_zip64_end(*end);
   const auto agrees = [](uint64_t narrow, uint64_t wide, uint64_t too_large) { return narrow == too_large || narrow == wide; };
-  if (!agrees(found.offset, zip64.offset, kSeeZip64) || !agrees(found.size, zip64.size, kSeeZip64) || !agrees(found.count, zip64.count, 0xffff)) {
+  if (!agrees(found.offset, zip64.offset, kSeeZip64) || !agrees(found.size, zip64.size, kSeeZip64) ||
+      !agrees(found.count, zip64.count, 0xffff)) {
     corrupt(kDirectory, "contradicts its ZIP64 end record");
   }
   return zip64;
@@ -100,7 +105,9 @@ ZipReader::Directory ZipReader::find_directory() const {
 ZipReader::Directory ZipReader::read_zip64_end(uint64_t end) const {
   const uint64_t locator = end - kZip64LocatorSize;
   const auto zip64 = number<uint64_t>(locator + 8);
-  if (zip64 > locator || locator - zip64 < kZip64EndSize || number<uint32_t>(zip64) != kZip64End) corrupt(kDirectory, "has a bad ZIP64 end record");
+  if (zip64 > locator || locator - zip64 < kZip64EndSize || number<uint32_t>(zip64) != kZip64End) {
+    corrupt(kDirectory, "has a bad ZIP64 end record");
+  }
   const Directory found{number<uint64_t>(zip64 + 48), number<uint64_t>(zip64 + 40), number<uint64_t>(zip64 + 32)};
   if (number<uint64_t>(zip64 + 24) != found.count) corrupt(kDirectory, "contradicts itself on the number of records");
   if (found.offset > zip64 || found.size != zip64 - found.offset) corrupt(kDirectory, "does not end where its end record begins");
@@ -124,9 +131,13 @@ void ZipReader::read_directory(const Directory& directory) {
 
 void ZipReader::take_root_folder(std::string& name) {
   const size_t slash = name.find('/');
-  if (!is_safe_name(name) || slash == std::string::npos) corrupt(printable(name), "no name for a record: it must be a plain path below one folder");
+  if (!is_safe_name(name) || slash == std::string::npos) {
+    corrupt(printable(name), "no name for a record: it must be a plain path below one folder");
+  }
   if (root_.empty()) root_ = name.substr(0, slash + 1);
-  if (!name.starts_with(root_)) corrupt(printable(name), concat("lies outside the folder '", printable(root_), "' that the other records are in"));
+  if (!name.starts_with(root_)) {
+    corrupt(printable(name), concat("lies outside the folder '", printable(root_), "' that the other records are in"));
+  }
   name.erase(0, root_.size());
 }
 
@@ -135,12 +146,20 @@ ZipRecord ZipReader::read_record(uint64_t& position, uint64_t directory_end) con
   const uint64_t at = position;
   if (directory_end - at < kCentralHeaderSize || number<uint32_t>(at) != kCentralHeader) corrupt(kDirectory, "has a bad entry");
   const uint64_t name_size = number<uint16_t>(at + 28), extra_size = number<uint16_t>(at + 30), comment_size = number<uint16_t>(at + 32);
-  if (directory_end - at - kCentralHeaderSize < name_size + extra_size + comment_size || name_size == 0) corrupt(kDirectory, "has a bad entry");
+  if (directory_end - at - kCentralHeaderSize < name_size + extra_size + comment_size || name_size == 0) {
+    corrupt(kDirectory, "has a bad entry");
+  }
   position = at + kCentralHeaderSize + name_size + extra_size + comment_size;
 
-  const Header central{number<uint16_t>(at + 8), number<uint16_t>(at + 10), number<uint32_t>(at + 16), number<uint32_t>(at + 20), number<uint32_t>(at + 24)};
+  const Header central = read_header(at + 8);
   const std::string_view name = slice(at + kCentralHeaderSize, name_size);
-  ZipRecord record{std::string(name), number<uint32_t>(at + 42), 0, central.packed_size, central.checksum, central.method != 0, (central.flags & kEncryptedFlag) != 0};
+  ZipRecord record;
+  record.name = name;
+  record.header = number<uint32_t>(at + 42);
+  record.size = central.packed_size;
+  record.checksum = central.checksum;
+  record.compressed = central.method != 0;
+  record.encrypted = (central.flags & kEncryptedFlag) != 0;
   uint64_t full_size = central.size;
 
   const uint64_t extra_end = at + kCentralHeaderSize + name_size + extra_size;
@@ -168,8 +187,10 @@ ZipRecord ZipReader::read_record(uint64_t& position, uint64_t directory_end) con
 void ZipReader::check_local_header(ZipRecord& record, const Header& central, std::string_view full_name) const {
   const uint64_t at = record.header;
   const std::string where = printable(full_name);
-  if (at > file_.size() || file_.size() - at < kLocalHeaderSize || number<uint32_t>(at) != kLocalHeader) corrupt(where, "has no local header where the directory says");
-  const Header local{number<uint16_t>(at + 6), number<uint16_t>(at + 8), number<uint32_t>(at + 14), number<uint32_t>(at + 18), number<uint32_t>(at + 22)};
+  if (at > file_.size() || file_.size() - at < kLocalHeaderSize || number<uint32_t>(at) != kLocalHeader) {
+    corrupt(where, "has no local header where the directory says");
+  }
+  const Header local = read_header(at + 6);
   const uint64_t name_size = number<uint16_t>(at + 26), extra_size = number<uint16_t>(at + 28);
   const uint64_t room = file_.size() - at - kLocalHeaderSize;
   if (name_size + extra_size > room || record.size > room - name_size - extra_size) corrupt(where, "reaches past the end of the file");
@@ -190,7 +211,9 @@ void ZipReader::check_descriptor(const ZipRecord& record) const {
   if (record.compressed || record.encrypted || file_.size() - at < 16 || number<uint32_t>(at) != kDescriptor) return;
   const bool narrow = number<uint32_t>(at + 8) == record.size && number<uint32_t>(at + 12) == record.size;
   const bool wide = file_.size() - at >= 24 && number<uint64_t>(at + 8) == record.size && number<uint64_t>(at + 16) == record.size;
-  if (number<uint32_t>(at + 4) != record.checksum || (!narrow && !wide)) corrupt(printable(record.name), "its descriptor contradicts the directory");
+  if (number<uint32_t>(at + 4) != record.checksum || (!narrow && !wide)) {
+    corrupt(printable(record.name), "its descriptor contradicts the directory");
+  }
 }
 
 void ZipReader::check_overlaps(uint64_t directory_offset) const {
@@ -200,7 +223,9 @@ void ZipReader::check_overlaps(uint64_t directory_offset) const {
   std::sort(in_file.begin(), in_file.end(), [](const ZipRecord* a, const ZipRecord* b) { return a->header < b->header; });
   for (size_t i = 0; i < in_file.size(); ++i) {
     const uint64_t next = i + 1 < in_file.size() ? in_file[i + 1]->header : directory_offset;
-    if (in_file[i]->data > next || in_file[i]->size > next - in_file[i]->data) corrupt(printable(in_file[i]->name), "overlaps what follows it");
+    if (in_file[i]->data > next || in_file[i]->size > next - in_file[i]->data) {
+      corrupt(printable(in_file[i]->name), "overlaps what follows it");
+    }
   }
 }
 

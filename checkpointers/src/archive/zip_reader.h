@@ -44,6 +44,7 @@ class ZipReader {
   };
   struct Header;
 
+  [[nodiscard]] Header read_header(uint64_t at) const;
   [[nodiscard]] Directory find_directory() const;
   [[nodiscard]] Directory read_zip64_end(uint64_t end) const;
   void read_directory(const Directory& directory);

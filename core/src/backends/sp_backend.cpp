@@ -238,8 +238,11 @@ EpochResult SingleProcessBackend::validate(DataLoader& loader, const std::string
   const int64_t cap = setup_.max_val_steps_per_epoch.value_or(std::numeric_limits<int64_t>::max());
   for (int64_t step = 0; step < cap && loader.next(batch); ++step) {
     step_metrics_.clear();
+    const std::vector<int64_t> sizes = micro_batch_sizes(batch.num_samples, setup_.micro_batch_limit);
+    context.micro_batch = 0;
+    context.num_micro_batches = static_cast<int64_t>(sizes.size());
     int64_t begin = 0;
-    for (const int64_t size : micro_batch_sizes(batch.num_samples, setup_.micro_batch_limit)) {
+    for (const int64_t size : sizes) {
       Batch micro = batch.slice(begin, begin + size);
       begin += size;
       if (!setup_.device.is_cpu()) micro.to(setup_.device);
@@ -248,6 +251,7 @@ EpochResult SingleProcessBackend::validate(DataLoader& loader, const std::string
       for (const auto& [metric, value] : output.metrics) step_metrics_.add(metric, value, samples);
       if (output.loss.defined()) step_metrics_.add("loss", output.loss, samples);
       outputs.add(output.outputs);
+      ++context.micro_batch;
     }
     result.metrics.add(step_metrics_);
     if (!listener.on_val_step({epoch, global_step_, std::numeric_limits<double>::quiet_NaN(), &step_metrics_})) {

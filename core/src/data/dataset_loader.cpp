@@ -2,6 +2,7 @@
 
 #include <ATen/ops/stack.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "marlin/sdk/text.h"

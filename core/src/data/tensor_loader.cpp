@@ -12,12 +12,14 @@ int64_t common_length(const std::vector<at::Tensor>& tensors) {
   if (tensors.empty()) throw Error(Errc::kInvalidArgument, "a tensor loader needs at least one tensor");
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (!tensors[i].defined()) throw Error(Errc::kInvalidArgument, concat("tensor ", i, " of the data set is undefined"));
-    if (tensors[i].dim() == 0) throw Error(Errc::kInvalidArgument, concat("tensor ", i, " of the data set has no dimension to count samples in"));
-    if (tensors[i].size(0) != tensors[0].size(0)) {
-      throw Error(Errc::kInvalidArgument, concat("tensor ", i, " of the data set has ", tensors[i].size(0), " samples, tensor 0 has ", tensors[0].size(0)));
+    const at::Tensor& first = tensors[0];
+    const at::Tensor& tensor = tensors[i];
+    if (tensor.dim() == 0) throw Error(Errc::kInvalidArgument, concat("tensor ", i, " of the data set has no dimension to count samples in"));
+    if (tensor.size(0) != first.size(0)) {
+      throw Error(Errc::kInvalidArgument, concat("tensor ", i, " of the data set has ", tensor.size(0), " samples, tensor 0 has ", first.size(0)));
     }
-    if (tensors[i].device() != tensors[0].device()) {
-      throw Error(Errc::kInvalidArgument, concat("tensor ", i, " of the data set is on ", tensors[i].device(), ", tensor 0 on ", tensors[0].device()));
+    if (tensor.device() != first.device()) {
+      throw Error(Errc::kInvalidArgument, concat("tensor ", i, " of the data set is on ", tensor.device(), ", tensor 0 on ", first.device()));
     }
   }
   return tensors[0].size(0);

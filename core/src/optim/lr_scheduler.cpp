@@ -70,9 +70,12 @@ struct LRScheduler::Position {
 LRScheduler::Position LRScheduler::read(const StateDict& state) const {
   Position position{entry(state, "last_epoch").as_int(), {}};
   for (const Value& item : entry(state, "base_lrs").as_items()) position.base_lrs.push_back(as_rate(item));
-  if (position.last_epoch < 0) throw Error(Errc::kMismatch, concat("learning-rate schedule: last_epoch must be at least 0, found ", position.last_epoch));
+  if (position.last_epoch < 0) {
+    throw Error(Errc::kMismatch, concat("learning-rate schedule: last_epoch must be at least 0, found ", position.last_epoch));
+  }
   if (position.base_lrs.size() != base_lrs_.size()) {
-    throw Error(Errc::kMismatch, concat("learning-rate schedule: the state is of ", position.base_lrs.size(), " parameter groups, the optimizer has ", base_lrs_.size()));
+    throw Error(Errc::kMismatch, concat("learning-rate schedule: the state is of ", position.base_lrs.size(),
+                                        " parameter groups, the optimizer has ", base_lrs_.size()));
   }
   return position;
 }
@@ -113,7 +116,8 @@ LinearLR::LinearLR(torch::optim::Optimizer& optimizer, double start_factor, doub
     : LRScheduler(optimizer, per), start_factor_(start_factor), end_factor_(end_factor), total_iters_(total_iters) {
   require_positive("LinearLR", "total_iters", total_iters);
   for (const double factor : {start_factor, end_factor}) {
-    if (!(factor >= 0.0) || std::isinf(factor)) throw Error(Errc::kInvalidArgument, concat("LinearLR: factors must be finite and at least 0, got ", factor));
+    if (factor >= 0.0 && std::isfinite(factor)) continue;
+    throw Error(Errc::kInvalidArgument, concat("LinearLR: factors must be finite and at least 0, got ", factor));
   }
   apply();
 }

@@ -15,8 +15,15 @@ namespace marlin::optim {
 /// A hyper-parameter that Python has and LibTorch has not.
 struct Foreign {
   const char* name;
-  std::optional<bool> value;  ///< What LibTorch does, and so the only value it can take; unset: any, for it does not change results.
+  std::optional<bool> value;  ///< What is written: Python's default, and what LibTorch does. Unset: None.
+  bool changes_results;       ///< No other value can be taken then.
 };
+
+inline constexpr Foreign kMaximize = {"maximize", false, true};
+inline constexpr Foreign kDifferentiable = {"differentiable", false, true};
+inline constexpr Foreign kCapturable = {"capturable", false, false};
+inline constexpr Foreign kForeach = {"foreach", {}, false};
+inline constexpr Foreign kFused = {"fused", {}, false};
 
 /// Whether a hyper-parameter may be absent, as it is in files of old versions: Python then takes it for 0 or false, too.
 enum class Given : uint8_t { kAlways, kMaybe };
@@ -33,7 +40,7 @@ struct SgdFields {
   using State = torch::optim::SGDParamState;
   static constexpr const char* kName = "SGD";
   static constexpr bool kFromStart = false;
-  static constexpr std::array kForeign = {Foreign{"maximize", false}, Foreign{"foreach", {}}, Foreign{"differentiable", false}, Foreign{"fused", {}}};
+  static constexpr std::array kForeign = {kMaximize, kForeach, kDifferentiable, kFused};
 
   template <class O, class Visit> static void options(O& o, Visit&& visit) {
     visit("lr", o.lr(), Given::kAlways);
@@ -68,8 +75,7 @@ struct AdamLikeFields {
 
  protected:
   static constexpr std::array<Foreign, 6> foreign(bool decoupled) {
-    return {Foreign{"maximize", false}, Foreign{"foreach", {}}, Foreign{"capturable", {}}, Foreign{"differentiable", false}, Foreign{"fused", {}},
-            Foreign{"decoupled_weight_decay", decoupled}};
+    return {kMaximize, kForeach, kCapturable, kDifferentiable, kFused, Foreign{"decoupled_weight_decay", decoupled, true}};
   }
 };
 
@@ -89,7 +95,7 @@ struct AdagradFields {
   using State = torch::optim::AdagradParamState;
   static constexpr const char* kName = "Adagrad";
   static constexpr bool kFromStart = true;
-  static constexpr std::array kForeign = {Foreign{"foreach", {}}, Foreign{"maximize", false}, Foreign{"differentiable", false}, Foreign{"fused", {}}};
+  static constexpr std::array kForeign = {kForeach, kMaximize, kDifferentiable, kFused};
 
   template <class O, class Visit> static void options(O& o, Visit&& visit) {
     visit("lr", o.lr(), Given::kAlways);
@@ -110,7 +116,7 @@ struct RmspropFields {
   using State = torch::optim::RMSpropParamState;
   static constexpr const char* kName = "RMSprop";
   static constexpr bool kFromStart = false;
-  static constexpr std::array kForeign = {Foreign{"capturable", {}}, Foreign{"foreach", {}}, Foreign{"maximize", false}, Foreign{"differentiable", false}};
+  static constexpr std::array kForeign = {kCapturable, kForeach, kMaximize, kDifferentiable};
 
   template <class O, class Visit> static void options(O& o, Visit&& visit) {
     visit("lr", o.lr(), Given::kAlways);

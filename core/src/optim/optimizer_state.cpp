@@ -225,9 +225,9 @@ typename Fields::Options read_group(const OptimizerParamGroup& group, const Stat
   for (const Foreign& foreign : Fields::kForeign) {
     known.insert(foreign.name);
     const Value* value = saved.find(foreign.name);
-    if (!foreign.value || value == nullptr || value->is_null()) continue;
+    if (!foreign.changes_results || value == nullptr || value->is_null()) continue;
     const bool* flag = value->get_if<bool>();
-    if (flag == nullptr || *flag != *foreign.value) {
+    if (flag == nullptr || *flag != foreign.value) {
       differences.add(foreign.name, " must be ", *foreign.value ? "true" : "false", ": torch::optim::", Fields::kName, " knows no other");
     }
   }
@@ -336,8 +336,9 @@ auto with_fields(const Optimizer& optimizer, const Call& call) {
   if (dynamic_cast<const torch::optim::AdamW*>(&optimizer) != nullptr) return call(AdamWFields());
   if (dynamic_cast<const torch::optim::Adagrad*>(&optimizer) != nullptr) return call(AdagradFields());
   if (dynamic_cast<const torch::optim::RMSprop*>(&optimizer) != nullptr) return call(RmspropFields());
-  throw Error(Errc::kUnsupported, concat("the state of an optimizer of type ", c10::demangle(typeid(optimizer).name()),
-                                         " cannot be saved: known are SGD, Adam, AdamW, Adagrad and RMSprop, and what derives from marlin::optim::Stateful"));
+  const std::string type = c10::demangle(typeid(optimizer).name());
+  throw Error(Errc::kUnsupported, concat("the state of an optimizer of type ", type, " cannot be saved: known are SGD, Adam, AdamW, Adagrad and ",
+                                         "RMSprop, and what derives from marlin::optim::Stateful"));
 }
 
 [[noreturn]] void throw_mismatch(const std::vector<std::string>& differences) {

@@ -16,6 +16,8 @@ using test::archive_bytes;
 using test::Folder;
 using test::HandMadeRecord;
 using test::make_zip;
+using test::pickled_dict_of_tensor;
+using test::pickled_text;
 using test::records_of;
 using testing::expect_error;
 
@@ -33,7 +35,8 @@ bool is_told(const std::filesystem::path& file, const StateDict& root) {
   try {
     const Archive read = read_archive(file);
     EXPECT_TRUE(equal(read.root, root)) << "a changed file was taken for whole, and its values differ";
-    EXPECT_TRUE(read.record && read.record->index == kRecord.index && read.record->run_id == kRecord.run_id) << "the commit record was lost or changed";
+    const bool same_record = read.record && read.record->index == kRecord.index && read.record->run_id == kRecord.run_id;
+    EXPECT_TRUE(same_record) << "the commit record was lost or changed";
     return false;
   } catch (const Error& error) {
     const bool expected = error.code() == Errc::kCorrupt || error.code() == Errc::kUnsupported || error.code() == Errc::kMismatch;
@@ -48,7 +51,7 @@ TEST(ArchiveDamageTest, EveryTruncationIsCorrupt) {
   const Folder folder;
   const std::string whole = archive_bytes(small_state(), kRecord);
   for (size_t size = 0; size < whole.size(); ++size) {
-    ASSERT_NO_FATAL_FAILURE(expect_error(Errc::kCorrupt, "cut.pt: ", [&] { return read_archive(folder.put("cut.pt", whole.substr(0, size))); })) << size;
+    expect_error(Errc::kCorrupt, "cut.pt: ", [&] { return read_archive(folder.put("cut.pt", whole.substr(0, size))); });
     if (HasFailure()) FAIL() << "cut to " << size << " bytes";
   }
 }
@@ -79,7 +82,8 @@ TEST(ArchiveDamageTest, AFlippedBitInATensorIsToldWithItsRecord) {
     std::string changed = whole;
     const size_t bit = random() % (20000 * 4 * 8);
     changed[start + bit / 8] = static_cast<char>(changed[start + bit / 8] ^ (1 << (bit % 8)));
-    expect_error(Errc::kCorrupt, "flip.pt: data/0: its bytes do not match their checksum", [&] { return read_archive(folder.put("flip.pt", changed)); });
+    expect_error(Errc::kCorrupt, "flip.pt: data/0: its bytes do not match their checksum",
+                 [&] { return read_archive(folder.put("flip.pt", changed)); });
     ASSERT_FALSE(HasFailure()) << "bit " << bit;
   }
 }
@@ -123,28 +127,12 @@ class HostilePickleTest : public ::testing::Test {
   void expect(Errc code, const std::string& why, const std::string& pickle) {
     expect_error(code, "hostile.pt: " + why, [&] { return read_archive(folder_.put("hostile.pt", make_zip(records_of("\x80\x02" + pickle)))); });
   }
-  static std::string text(const std::string& value) {
-    const auto size = static_cast<uint32_t>(value.size());
-    return "X" + std::string(reinterpret_cast<const char*>(&size), 4) + value;
-  }
-  static std::string integer(int64_t value) { return "\x8a\x08" + std::string(reinterpret_cast<const char*>(&value), 8); }
-  // {"w": a float tensor of the storage of 4 numbers}
-  static std::string tensor(int64_t offset, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, const std::string& key = "0", int64_t numel = 4) {
-    const auto tuple = [](const std::vector<int64_t>& values) {
-      std::string result = "(";
-      for (const int64_t value : values) result += integer(value);
-      return result + "t";
-    };
-    return "}" + text("w") + "ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + "ctorch\nFloatStorage\n" + text(key) + text("cpu") + integer(numel) + "tQ" +
-           integer(offset) + tuple(sizes) + tuple(strides) + "\x89" + "ccollections\nOrderedDict\n)RtRs.";
-  }
-
   Folder folder_;
 };
 
 TEST_F(HostilePickleTest, CodeIsNeverRunAndItsNameIsTold) {
-  expect(Errc::kUnsupported, "data.pkl: holds os.system; ", "cos\nsystem\n" + text("touch /tmp/x") + "\x85R.");
-  expect(Errc::kUnsupported, "data.pkl: holds posix.system; ", "}" + text("a") + "cposix\nsystem\n" + text("true") + "\x85Rs.");
+  expect(Errc::kUnsupported, "data.pkl: holds os.system; ", "cos\nsystem\n" + pickled_text("true") + "\x85R.");
+  expect(Errc::kUnsupported, "data.pkl: holds posix.system; ", "}" + pickled_text("a") + "cposix\nsystem\n" + pickled_text("true") + "\x85Rs.");
   expect(Errc::kUnsupported, "data.pkl: holds __builtin__.eval; ", "c__builtin__\neval\n.");
   expect(Errc::kUnsupported, "data.pkl: holds a\\x1b[2J.b; ", "ca\x1b[2J\nb\n.");
   expect(Errc::kUnsupported, "data.pkl: holds torch.load; ", "ctorch\nload\n.");
@@ -156,8 +144,8 @@ TEST_F(HostilePickleTest, OtherPythonValuesAreRefusedByName) {
   expect(Errc::kUnsupported, "data.pkl: holds a sparse tensor (torch._utils._rebuild_sparse_tensor)", "ctorch._utils\n_rebuild_sparse_tensor\n.");
   expect(Errc::kUnsupported, "data.pkl: holds a quantised tensor (torch._utils._rebuild_qtensor)", "ctorch._utils\n_rebuild_qtensor\n.");
   expect(Errc::kUnsupported, "data.pkl: holds Python bytes", "c_codecs\nencode\n.");
-  expect(Errc::kUnsupported, "data.pkl: holds torch.float32 as a value", "}" + text("d") + "ctorch\nfloat32\ns.");
-  expect(Errc::kUnsupported, "data.pkl: holds a type or a storage as a value", "}" + text("d") + "ctorch\nfloat32\n\x85s.");
+  expect(Errc::kUnsupported, "data.pkl: holds torch.float32 as a value", "}" + pickled_text("d") + "ctorch\nfloat32\ns.");
+  expect(Errc::kUnsupported, "data.pkl: holds a type or a storage as a value", "}" + pickled_text("d") + "ctorch\nfloat32\n\x85s.");
   expect(Errc::kUnsupported, "data.pkl: holds a whole number of more than 64 bits", "\x8a\x09" + std::string(9, '\1') + ".");
   expect(Errc::kUnsupported, "data.pkl: holds a dict key that is neither", "}NNs.");
   expect(Errc::kUnsupported, "data.pkl: does not hold a dict", "K\1.");
@@ -166,43 +154,44 @@ TEST_F(HostilePickleTest, OtherPythonValuesAreRefusedByName) {
 TEST_F(HostilePickleTest, ContainersThatHoldThemselvesOrNestTooDeeplyAreRefused) {
   expect(Errc::kCorrupt, "data.pkl: holds a container that holds itself", "]q" + std::string("\0h\0a.", 5));
   expect(Errc::kCorrupt, "data.pkl: changes a container that is in use", "]q" + std::string("\0h\0\x85", 4) + "a.");
-  expect(Errc::kCorrupt, "data.pkl: changes a container that is in use", "]q" + std::string("\0\x85q\1\x30", 5).substr(0, 4) + "h" + std::string("\0", 1) + "K\1a.");
+  expect(Errc::kCorrupt, "data.pkl: changes a container that is in use", "]q" + std::string("\0\x85h\0K\1a.", 8));
   expect(Errc::kCorrupt, "data.pkl: is nested deeper than 64", ")" + std::string(100000, '\x85') + ".");
   expect(Errc::kCorrupt, "data.pkl: is nested deeper than 64", std::string(100, ']') + std::string(99, 'a') + ".");
-  expect(Errc::kCorrupt, "data.pkl: holds a dict with the same key twice", "}(" + text("a") + "N" + text("a") + "Nu.");
+  expect(Errc::kCorrupt, "data.pkl: holds a dict with the same key twice", "}(" + pickled_text("a") + "N" + pickled_text("a") + "Nu.");
 }
 
 TEST_F(HostilePickleTest, ReferencesCannotMultiplyIntoMoreMemoryThanThereIs) {
   std::string lists = "]q" + std::string("\0", 1);  // a list of two of the list before, 40 times: 2^40 values
   for (char i = 0; i < 40; ++i) lists += std::string("](h") + i + "h" + i + "eq" + static_cast<char>(i + 1);
-  expect(Errc::kCorrupt, "data.pkl: refers back to so many values", "}" + text("x") + lists.substr(0, 3) + lists.substr(3) + "s.");
-  std::string texts = text(std::string(1 << 20, 'x')) + "q" + std::string("\0", 1);
+  expect(Errc::kCorrupt, "data.pkl: refers back to so many values", "}" + pickled_text("x") + lists + "s.");
+  std::string texts = pickled_text(std::string(1 << 20, 'x')) + "q" + std::string("\0", 1);
   for (int i = 0; i < 100000; ++i) texts += std::string("h\0", 2);
   expect(Errc::kCorrupt, "data.pkl: refers back to so many values", "](" + texts + "e.");
 }
 
 TEST_F(HostilePickleTest, TensorsCannotReachPastTheirStorage) {
   const int64_t huge = INT64_MAX;
-  expect(Errc::kCorrupt, "data.pkl: a tensor reaches past its storage", tensor(1, {4}, {1}));
-  expect(Errc::kCorrupt, "data.pkl: a tensor reaches past its storage", tensor(0, {2, 2}, {3, 1}));
-  expect(Errc::kCorrupt, "data.pkl: a tensor is too large", tensor(0, {2, 2}, {huge, huge}));
-  expect(Errc::kCorrupt, "data.pkl: a tensor is too large", tensor(0, {huge, huge, huge}, {0, 0, 0}));
-  expect(Errc::kCorrupt, "data.pkl: a tensor is too large", tensor(0, {huge, huge, 0}, {0, 0, 0}));
-  expect(Errc::kCorrupt, "data.pkl: a tensor has a bad offset", tensor(huge, {0}, {1}));
-  expect(Errc::kCorrupt, "data.pkl: a tensor has a bad offset", tensor(-1, {1}, {1}));
-  expect(Errc::kCorrupt, "data.pkl: a tensor has a negative size", tensor(0, {-1}, {1}));
-  expect(Errc::kCorrupt, "data.pkl: a tensor has a negative size", tensor(3, {2}, {-1}));
-  expect(Errc::kCorrupt, "data.pkl: a tensor has no matching sizes", tensor(0, {1, 1}, {1}));
-  expect(Errc::kCorrupt, "data.pkl: a storage has a bad size", tensor(0, {1}, {1}, "0", huge));
-  expect(Errc::kCorrupt, "data/0: is of 16 bytes, data.pkl says 400", tensor(0, {100}, {1}, "0", 100));
-  expect(Errc::kCorrupt, "data/7: the record is missing", tensor(0, {1}, {1}, "7"));
-  expect(Errc::kCorrupt, "data/../version: the record is missing", tensor(0, {1}, {1}, "../version"));
+  expect(Errc::kCorrupt, "data.pkl: a tensor reaches past its storage", pickled_dict_of_tensor(1, {4}, {1}));
+  expect(Errc::kCorrupt, "data.pkl: a tensor reaches past its storage", pickled_dict_of_tensor(0, {2, 2}, {3, 1}));
+  expect(Errc::kCorrupt, "data.pkl: a tensor is too large", pickled_dict_of_tensor(0, {2, 2}, {huge, huge}));
+  expect(Errc::kCorrupt, "data.pkl: a tensor is too large", pickled_dict_of_tensor(0, {huge, huge, huge}, {0, 0, 0}));
+  expect(Errc::kCorrupt, "data.pkl: a tensor is too large", pickled_dict_of_tensor(0, {huge, huge, 0}, {0, 0, 0}));
+  expect(Errc::kCorrupt, "data.pkl: a tensor has a bad offset", pickled_dict_of_tensor(huge, {0}, {1}));
+  expect(Errc::kCorrupt, "data.pkl: a tensor has a bad offset", pickled_dict_of_tensor(-1, {1}, {1}));
+  expect(Errc::kCorrupt, "data.pkl: a tensor has a negative size", pickled_dict_of_tensor(0, {-1}, {1}));
+  expect(Errc::kCorrupt, "data.pkl: a tensor has a negative size", pickled_dict_of_tensor(3, {2}, {-1}));
+  expect(Errc::kCorrupt, "data.pkl: a tensor has no matching sizes", pickled_dict_of_tensor(0, {1, 1}, {1}));
+  expect(Errc::kCorrupt, "data.pkl: a storage has a bad size", pickled_dict_of_tensor(0, {1}, {1}, "0", huge));
+  expect(Errc::kCorrupt, "data/0: is of 16 bytes, data.pkl says 400", pickled_dict_of_tensor(0, {100}, {1}, "0", 100));
+  expect(Errc::kCorrupt, "data/7: the record is missing", pickled_dict_of_tensor(0, {1}, {1}, "7"));
+  expect(Errc::kCorrupt, "data/../version: the record is missing", pickled_dict_of_tensor(0, {1}, {1}, "../version"));
 }
 
 TEST_F(HostilePickleTest, MalformedPicklesAreCorrupt) {
-  for (const std::string pickle : {"", ".", "}", "}a.", "}(.", "t.", "}}.", "}.x", "h\5.", "]K", "X\xff\xff\xff\xff", "}b.", "NR.", "Q.", "](NNu.", "}(Ku.", "q\1.", "X\1\0\0\0\xff."}) {
+  for (const char* pickle : {"", ".", "}", "}a.", "}(.", "t.", "}}.", "}.x", "h\5.", "]K", "X\xff\xff\xff\xff", "}b.", "NR.", "Q.", "](NNu.", "}(Ku.", "q\1."}) {
     expect(Errc::kCorrupt, "data.pkl: ", pickle);
   }
+  expect(Errc::kCorrupt, "data.pkl: holds text that is not UTF-8", pickled_text("\xff") + ".");
 }
 
 class HostileZipTest : public ::testing::Test {
@@ -220,7 +209,9 @@ class HostileZipTest : public ::testing::Test {
   Folder folder_;
 };
 
-TEST_F(HostileZipTest, TheFilesThatTheseTestsBreakAreGoodOnes) { EXPECT_EQ(read_archive(folder_.put("good.pt", make_zip(with({"a/extra", "x"})))).root.size(), 0U); }
+TEST_F(HostileZipTest, TheFilesThatTheseTestsBreakAreGoodOnes) {
+  EXPECT_EQ(read_archive(folder_.put("good.pt", make_zip(with({"a/extra", "x"})))).root.size(), 0U);
+}
 
 TEST_F(HostileZipTest, NamesThatLeaveTheFolderOrOccurTwiceAreRefused) {
   for (const char* name : {"a/../b", "../b", "..", "/b", "a//b", "a/./b", "a\\..\\b", "b", "a/b\n", "a/"}) {
@@ -278,7 +269,7 @@ TEST_F(HostileZipTest, WhatIsNoZipAtAllIsCorrupt) {
   expect(Errc::kCorrupt, "zip directory: the file is empty", "");
   expect(Errc::kCorrupt, "zip directory: has no end", "hello");
   expect(Errc::kCorrupt, "zip directory: has no end", std::string(200000, 'P'));
-  expect(Errc::kUnsupported, "zip directory: written in torch.save's format from before PyTorch 1.6", "\x80\x02\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.");
+  expect(Errc::kUnsupported, "zip directory: written in torch.save's format from before", "\x80\x02\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.");
   expect(Errc::kCorrupt, "", make_zip({}));
 }
 

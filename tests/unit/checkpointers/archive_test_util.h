@@ -40,6 +40,7 @@ class Folder {
 
   [[nodiscard]] std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
   std::filesystem::path put(std::string_view name, std::string_view bytes) const {
+    std::filesystem::remove(path_ / name);  // a file that is replaced, rather than truncated, is not flushed to the disk by ext4
     std::ofstream(path_ / name, std::ios::binary) << bytes;
     return path_ / name;
   }
@@ -123,6 +124,26 @@ inline std::string make_zip(const std::vector<HandMadeRecord>& records) {
   put(file, static_cast<uint16_t>(records.size())), put(file, static_cast<uint16_t>(records.size()));
   put(file, static_cast<uint32_t>(directory.size())), put(file, offset), put(file, uint16_t{0});
   return file;
+}
+
+inline std::string pickled_text(const std::string& value) {
+  const auto size = static_cast<uint32_t>(value.size());
+  return "X" + std::string(reinterpret_cast<const char*>(&size), 4) + value;
+}
+
+inline std::string pickled_integer(int64_t value) { return "\x8a\x08" + std::string(reinterpret_cast<const char*>(&value), 8); }
+
+/// {"w": a float32 tensor over data/<key>, which has `num_items`}, without the two bytes that a pickle begins with.
+inline std::string pickled_dict_of_tensor(int64_t offset, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                                          const std::string& key = "0", int64_t num_items = 4) {
+  const auto tuple = [](const std::vector<int64_t>& values) {
+    std::string result = "(";
+    for (const int64_t value : values) result += pickled_integer(value);
+    return result + "t";
+  };
+  return "}" + pickled_text("w") + "ctorch._utils\n_rebuild_tensor_v2\n((" + pickled_text("storage") + "ctorch\nFloatStorage\n" + pickled_text(key) +
+         pickled_text("cpu") + pickled_integer(num_items) + "tQ" + pickled_integer(offset) + tuple(sizes) + tuple(strides) + "\x89" +
+         "ccollections\nOrderedDict\n)RtRs.";
 }
 
 /// The archive of a pickle made by hand, with one storage of 16 bytes.

@@ -78,7 +78,8 @@ TEST(DatasetLoaderTest, AppliesTransforms) {
       Pairs(6).map(torch::data::transforms::Normalize<>(1.0, 2.0)).map(torch::data::transforms::Stack<>()), request(Stage::kVal, 4));
   Batch batch;
   ASSERT_TRUE(loader->next(batch));
-  EXPECT_TRUE(torch::equal(batch.data(), (torch::arange(4.0).reshape({4, 1}).expand({4, 2}) - 1.0) / 2.0));
+  EXPECT_TRUE(torch::equal(batch.data(), (torch::arange(4, torch::kFloat).reshape({4, 1, 1, 1}).expand({4, 1, 1, 2}) - 1.0) / 2.0))
+      << "Normalize adds two dimensions to what is no image";
   EXPECT_EQ(batch.tensors.size(), 2u);
 }
 

@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
+#include <numeric>
+
 #include "expect_error.h"
 
 namespace marlin {
@@ -104,8 +107,8 @@ TEST(EpochOrderTest, ARankMayHaveNoSampleOfAShortLastBatch) {
 }
 
 TEST(EpochOrderTest, DropLastLeavesOnlyAShortBatchOut) {
-  EpochOrder shorter(23, request(10), false, true);
-  EXPECT_EQ(epoch(shorter, 0).size(), 0u + 2);
+  EpochOrder shorter(23, request(10), true, true);
+  EXPECT_EQ(epoch(shorter, 0).size(), 2u);
   EXPECT_EQ(shorter.consumed_samples(), 20);
   EpochOrder exact(20, request(10), true, true);
   EXPECT_EQ(epoch(exact, 0).size(), 2u);
@@ -156,7 +159,8 @@ TEST(EpochOrderTest, APositionOfAnotherDataSetIsRefusedAndChangesNothing) {
   EpochOrder order(10, request(2), true, false);
   order.begin_epoch(1);
   (void)order.next();
-  expect_error(Errc::kMismatch, "11 samples, this one has 10", [&] { order.update_state({{"epoch", 0}, {"consumed_samples", 0}, {"num_samples", 11}}); });
+  expect_error(Errc::kMismatch, "11 samples, this one has 10",
+               [&] { order.update_state({{"epoch", 0}, {"consumed_samples", 0}, {"num_samples", 11}}); });
   expect_error(Errc::kMismatch, "sample 12 of 10", [&] { order.update_state({{"epoch", 0}, {"consumed_samples", 12}, {"num_samples", 10}}); });
   expect_error(Errc::kMismatch, "'epoch' must be an int, found string",
                [&] { order.update_state({{"epoch", "one"}, {"consumed_samples", 0}, {"num_samples", 10}}); });

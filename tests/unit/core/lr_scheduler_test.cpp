@@ -17,7 +17,7 @@ torch::optim::SGD optimizer_of_two_groups() {
   for (const double lr : {0.1, 0.02}) {
     groups.emplace_back(std::vector<at::Tensor>{torch::zeros({1}, torch::requires_grad())}, std::make_unique<torch::optim::SGDOptions>(lr));
   }
-  return {groups, torch::optim::SGDOptions(1.0)};
+  return torch::optim::SGD(groups, torch::optim::SGDOptions(1.0));
 }
 
 // The rates that Python had for counts 0 to 6, made with torch 2.15.0:
@@ -133,6 +133,8 @@ TEST(LRSchedulerTest, AStateThatDoesNotFitChangesNothing) {
   expect_error(Errc::kMismatch, "no 'last_epoch'", [&] { schedule.update_state(no_count); });
   expect_error(Errc::kMismatch, "at least 0, found -1", [&] { schedule.update_state(negative); });
   expect_error(Errc::kMismatch, "expected float, found string", [&] { schedule.update_state(text); });
+  for (const StateDict& state : {one_group, no_count, negative, text}) EXPECT_EQ(schedule.differences(state).size(), 1u);
+  EXPECT_TRUE(schedule.differences(before).empty());
   EXPECT_TRUE(equal(schedule.get_state(), before));
 }
 

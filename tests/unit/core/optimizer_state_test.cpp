@@ -22,7 +22,8 @@ struct Model {
   at::Tensor idle = parameter({5}, 3);
 
   static at::Tensor parameter(at::IntArrayRef shape, double offset) {
-    return ((torch::arange(20.0).narrow(0, 0, c10::multiply_integers(shape)) + offset) * 0.37).sin().reshape(shape).to(torch::kFloat).requires_grad_();
+    const at::Tensor numbers = torch::arange(c10::multiply_integers(shape), torch::kFloat).reshape(shape);
+    return ((numbers + offset) * 0.37).sin().requires_grad_();
   }
   std::vector<at::Tensor> all() const { return {first[0], first[1], idle, second[0]}; }
   // Gradients that depend on the parameters and the step, as a loss would make them.
@@ -44,6 +45,7 @@ struct Case {
   Make make;
   Make make_other;  // the same type with other hyper-parameters
 };
+void PrintTo(const Case& one, std::ostream* out) { *out << one.name; }
 
 template <class O, class Options>
 Case case_of(std::string name, const Options& options, const Options& other) {
@@ -120,7 +122,7 @@ TEST_P(EveryOptimizerTest, OtherShapesAndCountsAreNamedAndChangeNothing) {
 
   StateDict no_groups = before, fewer = before, number = before;
   no_groups.set("param_groups", List{});
-  std::get<List>(const_cast<Value::Variant&>(fewer.find("param_groups")->variant())).items.pop_back();
+  fewer.find("param_groups")->get_if<List>()->items.pop_back();
   number.set("state", 3);
   expect_error(Errc::kMismatch, "0 parameter groups, the optimizer has 2", [&] { update_state(*optimizer, no_groups); });
   expect_error(Errc::kMismatch, "1 parameter groups, the optimizer has 2", [&] { update_state(*optimizer, fewer); });
@@ -134,7 +136,9 @@ TEST_P(EveryOptimizerTest, OtherShapesAndCountsAreNamedAndChangeNothing) {
 class OptimizerStateTest : public ::testing::Test {
  protected:
   static StateDict& group(StateDict& state, size_t index) { return *state.find("param_groups")->get_if<List>()->items.at(index).get_if<StateDict>(); }
-  static StateDict& entry(StateDict& state, int64_t number) { return *state.find("state")->get_if<StateDict>()->find(number)->get_if<StateDict>(); }
+  static StateDict& entry(StateDict& state, int64_t number) {
+    return *state.find("state")->get_if<StateDict>()->find(number)->get_if<StateDict>();
+  }
   static std::vector<std::string> keys(const StateDict& dict) {
     std::vector<std::string> result;
     for (const auto& item : dict) result.push_back(to_string(item.key));

@@ -68,12 +68,12 @@ TEST(TensorLoaderTest, ShuffleCanBeChosenForEitherStage) {
 
 TEST(TensorLoaderTest, CountsAreExact) {
   const Data data;
-  TensorLoader keep({data.targets}, request(Stage::kTrain, 10));
-  TensorLoader drop({data.targets}, request(Stage::kTrain, 10), {.drop_last = true});
+  TensorLoader keep({data.inputs, data.targets}, request(Stage::kTrain, 10));
+  TensorLoader drop({data.inputs, data.targets}, request(Stage::kTrain, 10), {.drop_last = true});
   EXPECT_EQ(keep.num_samples(), 23);
   EXPECT_EQ(keep.num_batches(), 3);
   EXPECT_EQ(drop.num_batches(), 2);
-  EXPECT_EQ(targets_left(static_cast<DataLoader&>(drop)).size(), 2u) << "and as many come";
+  EXPECT_EQ(targets_left(drop).size(), 2u) << "and as many come";
 }
 
 TEST(TensorLoaderTest, AtTheEndTheBatchStaysAsItWas) {
@@ -90,7 +90,7 @@ TEST(TensorLoaderTest, AtTheEndTheBatchStaysAsItWas) {
 TEST(TensorLoaderTest, ABatchIsKeptByWhoeverHoldsIt) {
   const Data data;
   TensorLoader loader({data.targets}, request(Stage::kTrain, 10));
-  Batch first, second;
+  Batch first;
   ASSERT_TRUE(loader.next(first));
   const at::Tensor held = first.data();
   const at::Tensor copy = held.clone();
@@ -156,7 +156,8 @@ TEST(TensorLoaderTest, RefusesTensorsThatAreNoDataSet) {
   expect_error(Errc::kInvalidArgument, "at least one tensor", [&] { TensorLoader({}, any); });
   expect_error(Errc::kInvalidArgument, "tensor 1 of the data set is undefined", [&] { TensorLoader({torch::zeros({2}), at::Tensor()}, any); });
   expect_error(Errc::kInvalidArgument, "no dimension", [&] { TensorLoader({torch::zeros({})}, any); });
-  expect_error(Errc::kInvalidArgument, "tensor 1 of the data set has 3 samples, tensor 0 has 2", [&] { TensorLoader({torch::zeros({2}), torch::zeros({3})}, any); });
+  expect_error(Errc::kInvalidArgument, "tensor 1 of the data set has 3 samples, tensor 0 has 2",
+               [&] { TensorLoader({torch::zeros({2}), torch::zeros({3})}, any); });
   expect_error(Errc::kInvalidArgument, "at least one sample", [&] { TensorLoader({torch::zeros({0, 3})}, any); });
   expect_error(Errc::kInvalidArgument, "is on meta", [&] { TensorLoader({torch::zeros({2}), torch::zeros({2}, torch::kMeta)}, any); });
 }
@@ -175,25 +176,23 @@ TEST(TensorLoaderTest, AnEpochCostsHardlyMoreThanTheSelectionsItIsMadeOf) {
       const at::Tensor y = targets.index_select(0, indices);
     }
   };
-  const auto by_loader = [&, epoch = int64_t{0}]() mutable {
+  int64_t epoch = 0;
+  const auto by_loader = [&] {
     loader.begin_epoch(epoch++);
     for (Batch batch; loader.next(batch);) {}
   };
-  const auto time = [](auto& run) {
+  const auto time = [](const auto& run) {
     const auto begin = std::chrono::steady_clock::now();
     run();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   };
-  std::vector<double> hand, ours;
+  double hand = 1e9, ours = 1e9;  // the best of each: on a busy machine only that says what the work costs
   for (int round = 0; round < 15; ++round) {
-    hand.push_back(time(by_hand));
-    ours.push_back(time(by_loader));
+    hand = std::min(hand, time(by_hand));
+    ours = std::min(ours, time(by_loader));
   }
-  std::sort(hand.begin(), hand.end());
-  std::sort(ours.begin(), ours.end());
-  RecordProperty("ratio", std::to_string(ours[7] / hand[7]));
-  std::printf("loader / by hand, median of 15 epochs: %.3f\n", ours[7] / hand[7]);
-  EXPECT_LT(ours[7], hand[7] * 1.5);
+  std::printf("loader / by hand, best of 15 epochs: %.3f\n", ours / hand);
+  EXPECT_LT(ours, hand * 1.5);
 }
 
 }  // namespace

@@ -68,6 +68,7 @@ class MARLIN_ABI DefaultCheckpointer : public AbstractCheckpointer {
   DefaultCheckpointerOptions options_;
   CheckpointNames names_;
   HostContext host_;
+  bool cleared_ = false;              // what an earlier run left was removed; a run that goes on after stop() is opened again
   std::filesystem::path superseded_;  // what the run resumed from, to be removed once something newer is there
 };
 

@@ -68,7 +68,8 @@ struct TrainerServices {
 using Checkpointers = std::vector<std::unique_ptr<AbstractCheckpointer>>;
 
 /// Trains a module: epochs, validation, save points, resume. Installs no signal handler, ends no process, touches no global
-/// state; several Trainers may live in one process, each used from one thread (stop() from any).
+/// state; several Trainers may live in one process, each used from one thread (stop() from any). One exception: checkpoints
+/// keep the state of LibTorch's default CPU generator, and a resume sets it, so that random numbers go on as they would have.
 /// @par Source pymarlin core/trainer.py. Differs: DESIGN of this project in docs/; a resume that finds nothing is an error.
 class MARLIN_ABI Trainer {
  public:
@@ -81,7 +82,7 @@ class MARLIN_ABI Trainer {
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
-  /// Runs the epochs that are left. Called again: nothing is left.
+  /// Runs the epochs that are left. Called again after a stop() it goes on where it was; else nothing is left.
   /// @throws Error: kInvalidArgument, kPlugin, kUnsupported before the first step; kNotFound, kCorrupt, kMismatch for a
   /// checkpoint (nothing is then applied); kTraining during it. What a module throws goes through as it is.
   RunResult train();
@@ -99,7 +100,7 @@ class MARLIN_ABI Trainer {
   /// What the options say should be resumed; empty: nothing. Applies nothing.
   [[nodiscard]] Checkpoint load_checkpoints();
 
-  /// "last_epoch", "optimizers", "schedulers", "loader", "run_id", "version". Overriders add to it.
+  /// "last_epoch", "optimizers", "schedulers", "loader", "generators", "run_id", "version". Overriders add to it.
   [[nodiscard]] virtual StateDict get_state() const;
   virtual void update_state(const StateDict& state);
 
@@ -119,11 +120,13 @@ class MARLIN_ABI Trainer {
   void check(const Checkpoint& checkpoint) const;
   void apply(const Checkpoint& checkpoint);
   [[nodiscard]] bool anything_left() const;
+  [[nodiscard]] int64_t steps_in_epoch() const noexcept { return in_epoch_ ? global_step() - epoch_start_step_ : 0; }
 
   void run_epochs();
   void run_epoch(int64_t epoch);
   Metrics validate_epoch(int64_t epoch);
   void end_run(bool complete);
+  void each_writer(const std::function<void(Writer&)>& call);
   void write(MetricsEvent::Kind kind, int64_t epoch, const Metrics& metrics);
 
   [[nodiscard]] Checkpoint make_checkpoint() const;
@@ -131,7 +134,7 @@ class MARLIN_ABI Trainer {
   [[nodiscard]] int64_t model_index() const;
   std::vector<std::string> save_where_due(const SavePoint& point);
   std::vector<std::string> save_models();
-  bool save_or_report(const AbstractCheckpointer& checkpointer, const char* what, const std::function<std::vector<std::string>()>& call, std::vector<std::string>& written);
+  bool save_or_report(const AbstractCheckpointer& checkpointer, const std::string& what, const std::function<std::vector<std::string>()>& call, std::vector<std::string>& written);
 
   std::shared_ptr<ModuleInterface> module_;
   std::unique_ptr<TrainerBackend> backend_;
@@ -147,13 +150,13 @@ class MARLIN_ABI Trainer {
   OptimizersSchedulers optimizers_schedulers_;
   TrainingPlan plan_;
   std::string run_id_;
-  std::string loaded_from_;
   int64_t last_epoch_ = -1;
   bool in_epoch_ = false;             // a part of epoch last_epoch_ + 1 is done
-  int64_t steps_in_epoch_ = 0;        // optimizer steps of that part
+  int64_t epoch_start_step_ = 0;      // the global step at which that epoch began
   Metrics newest_;
   std::string newest_checkpoint_;
   bool started_ = false;
+  bool opened_ = false;               // the checkpointers know of this run
   bool ran_ = false;                  // steps were made since the last end of a run
   // By checkpointer: what its newest save was of (-1: none yet), and whether the newest try of one failed.
   std::vector<int64_t> saved_step_, saved_index_;

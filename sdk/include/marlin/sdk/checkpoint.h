@@ -38,8 +38,8 @@ struct SavePoint {
   int64_t global_step = 0;  ///< Optimizer steps completed.
   Cause cause = Cause::kPeriod;
   bool force = false;       ///< Beats the period, not the master switch.
-  Metrics metrics;          ///< The newest of every name.
-  std::string run_id;       ///< Set by the Trainer; the same for a run and what resumes it.
+  Metrics metrics = {};     ///< The newest of every name.
+  std::string run_id = {};  ///< Set by the Trainer; the same for a run and what resumes it.
 };
 
 /// Which checkpoint to load.

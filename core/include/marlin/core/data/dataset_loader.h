@@ -9,7 +9,6 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -48,7 +47,7 @@ template <class Dataset>
 class DatasetLoader final : public DataLoader {
  public:
   using Indices = c10::ArrayRef<size_t>;
-  static_assert(std::is_invocable_v<decltype([](auto& set, Indices at) -> decltype(set.get_batch(at)) { return set.get_batch(at); }), Dataset&, Indices>,
+  static_assert(requires(Dataset& set, Indices indices) { set.get_batch(indices); },
                 "DatasetLoader needs a map-style data set: get_batch(c10::ArrayRef<size_t>)");
   using BatchType = decltype(std::declval<Dataset&>().get_batch(std::declval<Indices>()));
   /// Makes a Batch of what get_batch() returned: `tensors`, each [number of samples, ...], and `extra`. The counts are set for it.

@@ -1,0 +1,3 @@
+#include <marlin/core/version.h>
+
+int main() { return marlin::version()[0] == '\0'; }
