@@ -122,18 +122,19 @@ std::vector<fs::path> DefaultCheckpointer::own_files() const {
   const bool one_folder = model_folder() == fs::path(options_.save_dir) || fs::equivalent(model_folder(), options_.save_dir, error);
   const bool models_here = one_folder && keeps_models();
   auto files = files_in(options_.save_dir, names_, [&](const auto& parsed) { return models_here || parsed.form != Form::kModel; });
+  std::sort(files.begin(), files.end());
   if (!one_folder) {
-    const auto models = files_in(model_folder(), names_, [](const auto& parsed) { return parsed.form == Form::kModel; });
+    auto models = files_in(model_folder(), names_, [](const auto& parsed) { return parsed.form == Form::kModel; });
+    std::sort(models.begin(), models.end());
     files.insert(files.end(), models.begin(), models.end());
   }
-  std::sort(files.begin(), files.end());
   return files;
 }
 
 void DefaultCheckpointer::do_open(const RunStart& start) {
   const std::vector<fs::path> files = own_files();
   if (!options_.delete_existing_checkpoints && start.loaded_from.empty() && !files.empty()) {
-    throw Error(Errc::kInvalidArgument, concat("'", options_.save_dir, "' holds checkpoints of an earlier run (", files.front().filename().string(),
+    throw Error(Errc::kInvalidArgument, concat("'", files.front().parent_path().string(), "' holds checkpoints of an earlier run (", files.front().filename().string(),
         files.size() > 1 ? concat(" and ", files.size() - 1, " more") : "",
         "): give --resume auto to go on with it, --checkpointer.delete_existing_checkpoints to start over, or another --checkpointer.save_dir"));
   }

@@ -126,7 +126,9 @@ class Run {
       try {
         part.plugin = &plugins_->load(name, kind);
       } catch (const Error& error) {
-        throw Error(error.code(), concat(error.what(), "; built in: ", join({built_in.begin(), built_in.end()})));
+        const std::vector<std::string> names(built_in.begin(), built_in.end());
+        const std::string close = nearest(name, names);
+        throw Error(error.code(), concat(error.what(), "; built in: ", join(names), close.empty() ? "" : " (did you mean " + close + "?)"));
       }
       part.name = part.plugin->name;
     }

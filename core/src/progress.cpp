@@ -50,20 +50,20 @@ class Off final : public Progress {
 // What both forms count.
 class Counting : public Progress {
  public:
-  explicit Counting(std::FILE* stream) : stream_(stream) {}
+  Counting(std::FILE* stream, ProgressClock clock) : stream_(stream), clock_(clock) {}
 
   void begin(const std::string& label, std::optional<int64_t> total, int64_t done) override {
     label_ = label;
     total_ = total;
     done_ = first_ = done;
     loss_.reset();
-    began_ = drawn_ = Clock::now();
+    began_ = drawn_ = clock_();
   }
 
   void step(double loss) override {
     ++done_;
     loss_ = loss;
-    const Clock::time_point now = Clock::now();
+    const Clock::time_point now = clock_();
     if (now - drawn_ < interval()) return;
     drawn_ = now;
     draw(now);
@@ -92,7 +92,7 @@ class Counting : public Progress {
   }
   // "epoch 3/5  100/100  0:34  2.9 steps/s  train/loss=0.53"
   [[nodiscard]] std::string summary(const Metrics& metrics) const {
-    const Clock::time_point now = Clock::now();
+    const Clock::time_point now = clock_();
     std::string line = concat(label_, "  ", count(), "  ", duration(elapsed(now)));
     if (rate(now) > 0.0) line += concat("  ", number(rate(now)), " steps/s");
     for (const auto& [name, value] : metrics) line += concat("  ", name, "=", number(value));
@@ -104,6 +104,7 @@ class Counting : public Progress {
   }
 
   std::FILE* stream_;
+  ProgressClock clock_;
   std::string label_;
   std::optional<int64_t> total_;
   int64_t done_ = 0, first_ = 0;
@@ -139,7 +140,7 @@ class Bar final : public Counting {
     if (!shown_) return;
     put("\r\x1b[K");
     shown_ = false;
-    drawn_ = {};  // back with the next step
+    drawn_ -= interval();  // back with the next step
   }
 
  protected:
@@ -176,10 +177,10 @@ bool can_redraw(std::FILE* stream) {
 
 }  // namespace
 
-std::unique_ptr<Progress> make_progress(const std::string& mode, std::FILE* stream) {
+std::unique_ptr<Progress> make_progress(const std::string& mode, std::FILE* stream, ProgressClock clock) {
   if (mode == "off") return std::make_unique<Off>();
-  if (mode == "plain" || (mode == "auto" && !can_redraw(stream))) return std::make_unique<Plain>(stream);
-  if (mode == "bar" || mode == "auto") return std::make_unique<Bar>(stream);
+  if (mode == "plain" || (mode == "auto" && !can_redraw(stream))) return std::make_unique<Plain>(stream, clock);
+  if (mode == "bar" || mode == "auto") return std::make_unique<Bar>(stream, clock);
   throw Error(Errc::kInvalidArgument, concat("progress must be auto, bar, plain or off, got '", mode, "'"));
 }
 

@@ -43,7 +43,8 @@ Trainer::Trainer(std::shared_ptr<ModuleInterface> module, std::unique_ptr<Traine
   if (!module_) throw Error(Errc::kInvalidArgument, "Trainer: the module is null");
   marlin::validate(options_);
   if (options_.resume && *options_.resume != "never" && *options_.resume != "auto" && *options_.resume != "must" && options_.resume->find('/') == std::string::npos) {
-    throw Error(Errc::kInvalidArgument, concat("--resume: must be never, auto, must or a path with a '/', got '", *options_.resume, "'; a file here is ./", *options_.resume));
+    throw Error(Errc::kInvalidArgument, concat("--resume: must be never, auto, must or a path with a '/', got '", *options_.resume, "'",
+                                               options_.resume->empty() ? "" : "; a file here is ./" + *options_.resume));
   }
   if (!backend_) backend_ = std::make_unique<SingleProcessBackend>();
   if (checkpointers_.empty()) checkpointers_.push_back(std::make_unique<DefaultCheckpointer>(DefaultCheckpointerOptions{}, HostContext{services_.logger}));

@@ -50,6 +50,11 @@ bool set_cpu_generator_state(const at::Tensor& state) {
   return true;
 }
 
+// A file that was asked for and holds what no checkpoint of ours can is, to a run, a checkpoint that does not fit.
+Error as_checkpoint_error(const Error& error) {
+  return error.code() == Errc::kUnsupported ? Error(Errc::kMismatch, error.what()) : error;
+}
+
 void prefix_all(std::vector<std::string>& into, const std::string& prefix, const std::vector<std::string>& texts) {
   for (const std::string& text : texts) into.push_back(prefix + text);
 }
@@ -92,10 +97,11 @@ Checkpoint Trainer::load_checkpoints() {
       newest = std::move(found);
       newest_step = step;
     } catch (const Error& error) {
-      if (!problem) problem = error;
+      if (!problem) problem = as_checkpoint_error(error);
     }
   }
   if (newest.empty()) {
+    if (problem && problem->code() == Errc::kCorrupt) throw Error(Errc::kCorrupt, concat(problem->what(), "; name another checkpoint with --resume"));
     if (problem) throw *problem;
     if (resume != "auto") throw Error(Errc::kNotFound, concat("--resume ", resume, ": no checkpointer found a checkpoint"));
   } else if (problem) {
@@ -161,7 +167,11 @@ void Trainer::set_up() {
   if (resumed.empty()) {
     run_id_ = random_id();
     if (options_.init_from) {
-      load_model_state(*module_, std::filesystem::path(*options_.init_from));
+      try {
+        load_model_state(*module_, std::filesystem::path(*options_.init_from));
+      } catch (const Error& error) {
+        throw as_checkpoint_error(error);
+      }
       services_.logger->info("took the initial weights from ", *options_.init_from);
     }
   } else {

@@ -89,6 +89,12 @@ class JsonlWriter final : public Writer {
 }  // namespace
 
 std::unique_ptr<Writer> make_stdout_writer(std::FILE* stream) { return std::make_unique<StdoutWriter>(stream); }
-std::unique_ptr<Writer> make_jsonl_writer(const std::filesystem::path& dir) { return std::make_unique<JsonlWriter>(dir); }
+std::unique_ptr<Writer> make_jsonl_writer(const std::filesystem::path& dir) {
+  std::error_code error;
+  if (std::filesystem::exists(dir, error) && !std::filesystem::is_directory(dir, error)) {
+    throw Error(Errc::kInvalidArgument, concat("writer.dir: '", dir.string(), "' is not a folder"));
+  }
+  return std::make_unique<JsonlWriter>(dir);
+}
 
 }  // namespace marlin

@@ -48,7 +48,7 @@ class Digits : public marlin::ModuleInterface {
   }
 
   marlin::OptimizersSchedulers get_optimizers_schedulers(const marlin::TrainingPlan&) override {
-    return {{std::make_shared<torch::optim::AdamW>(parameters(), torch::optim::AdamWOptions(options_.lr))}};
+    return {{std::make_shared<marlin::optim::AdamW>(parameters(), marlin::optim::AdamWOptions(options_.lr))}};
   }
   std::unique_ptr<marlin::DataLoader> get_train_dataloader(const marlin::LoaderRequest& request) override {
     return std::make_unique<marlin::TensorLoader>(train_, request);

@@ -67,7 +67,7 @@ bool print_bound(const std::string& bench_case, const std::string& what, double 
 }  // namespace marlin::bench
 
 int main(int argc, char** argv) {
-  const std::map<std::string, bool (*)()> cases = {{"overhead", marlin::bench::overhead}};
+  const std::map<std::string, bool (*)()> cases = {{"optimizer", marlin::bench::optimizer}, {"overhead", marlin::bench::overhead}};
   if (argc < 2) {
     std::fprintf(stderr, "usage: marlin_bench CASE...; there are:");
     for (const auto& [name, run] : cases) std::fprintf(stderr, " %s", name.c_str());

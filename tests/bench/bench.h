@@ -30,5 +30,6 @@ bool print_bound(const std::string& bench_case, const std::string& what, double 
 
 /// The cases. @return whether every bound holds.
 bool overhead();
+bool optimizer();
 
 }  // namespace marlin::bench

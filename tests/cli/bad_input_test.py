@@ -6,7 +6,7 @@ import re
 import subprocess
 import unittest
 
-from cli_support import BAD_PLUGINS, BUILD, DATA, STEPS, CliTest, WithRun, environment, names
+from cli_support import BAD_PLUGINS, BUILD, DATA, DIGITS, STEPS, CliTest, WithRun, environment, names
 
 QUIET = ("--progress", "off")
 
@@ -86,6 +86,11 @@ class BadFlagsTest(CliTest):
     def test_cuda_without_its_plugin(self):
         for device in ("cuda", "cuda:0"):
             self.refused(2, "--device", device, says=(f"--device {device}", "give --device cpu"))
+
+    def test_one_of_several_processes(self):
+        for variable in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"):
+            self.refused(2, says=(f"{variable} says that this is one of 2", "start the program alone"), env=environment(**{variable: "2"}))
+            self.ok("--epochs", 0, env=environment(**{variable: "1"}))
 
     def test_hostile_words_stay_on_one_line(self):
         for word in ("--a\nb", "--epochs=\n\n", "--\x1b[2J", "--epochs=" + "9" * 5000):
@@ -203,7 +208,7 @@ class LossTest(WithRun):
         for clip in ("true", "false"):
             with self.subTest(clip=clip):
                 error = self.fails(1, "--module.lr", "1e30", "--clip_grads", clip, "--epochs", 3, *QUIET)
-                self.assertRegex(error, r"^error: epoch 0, step 2: the loss that train_step returned is -?(nan|inf)$")
+                self.assertRegex(error, r"^error: epoch 0, step 2: the loss that train_step returned is -?(nan|inf): a smaller learning rate may help")
                 self.assertEqual([n for n in names(self.path("checkpoints"))], [])
 
     def test_the_last_good_checkpoint_stays(self):
@@ -217,7 +222,7 @@ class LossTest(WithRun):
         torch.save(whole, self.path("checkpoints/checkpoint_1.pt"))
         before = {name: (self.path("checkpoints", name)).read_bytes() for name in names(self.path("checkpoints"))}
         error = self.fails(1, "--epochs", 5, "--resume", "auto", *QUIET)
-        self.assertRegex(error, rf"^error: epoch 2, step {2 * STEPS + 2}: the loss that train_step returned is -?(nan|inf)$")
+        self.assertRegex(error, rf"^error: epoch 2, step {2 * STEPS + 2}: the loss that train_step returned is -?(nan|inf): a smaller learning rate may help")
         self.assertEqual({name: (self.path("checkpoints", name)).read_bytes() for name in names(self.path("checkpoints"))}, before)
 
 
@@ -314,11 +319,19 @@ class BadFoldersTest(CliTest):
                 self.refused(2, "--checkpointer.save_dir", folder, says=f"checkpointer.save_dir: cannot write to '{folder}': ")
         self.refused(2, "--checkpointer.save_dir", ".", "--checkpointer.model_state_save_dir", "/proc/nosuch", says="checkpointer.model_state_save_dir: cannot write to '/proc/nosuch'")
 
-    @unittest.skipIf(os.geteuid() == 0, "root writes everywhere")
     def test_save_dir_without_permission(self):
-        self.path("locked").mkdir(mode=0o500)
+        user = None
+        if os.geteuid() == 0:  # who writes everywhere, so somebody else must try
+            user = 65534
+            self.dir.chmod(0o755)
+            try:
+                subprocess.run([DIGITS, "--version"], user=user, env=environment(), check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError):
+                self.skipTest("the program lies where no other user reaches it")
+        self.path("locked").mkdir()
+        self.path("locked").chmod(0o555)
         for folder in ("locked", "locked/sub"):
-            self.refused(2, "--checkpointer.save_dir", folder, says=("cannot write to", "ermission denied"))
+            self.refused(2, "--checkpointer.save_dir", folder, says=(f"checkpointer.save_dir: cannot write to '{folder}'", "ermission denied"), user=user)
 
     def test_a_folder_that_goes_away_while_training(self):
         # From the second epoch on nothing can be saved: training goes on, the end says so.

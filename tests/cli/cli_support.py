@@ -26,7 +26,7 @@ SIGNS_OF_A_CRASH = ("terminate", "what():", "backtrace", "frame #", "Exception r
 
 def environment(**changes):
     """One thread, so that tests beside each other do not slow each other down, and nothing of the caller's that digits reads."""
-    result = {k: v for k, v in os.environ.items() if k not in ("MARLIN_PLUGIN_PATH", "TERM")}
+    result = {k: v for k, v in os.environ.items() if k not in ("MARLIN_PLUGIN_PATH", "TERM", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")}
     result["OMP_NUM_THREADS"] = "1"
     result.update(changes)
     return result
@@ -73,9 +73,9 @@ class CliTest(unittest.TestCase):
         (shutil.copytree if Path(source).is_dir() else shutil.copyfile)(source, target)
         return target
 
-    def run_digits(self, *args, cwd=None, env=None):
+    def run_digits(self, *args, cwd=None, env=None, user=None):
         words = [str(DIGITS), *map(str, args)]
-        process = subprocess.run(words, cwd=cwd or self.dir, env=env or environment(), capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+        process = subprocess.run(words, cwd=cwd or self.dir, env=env or environment(), capture_output=True, timeout=120, stdin=subprocess.DEVNULL, user=user)
         finished = Finished(process)
         for sign in SIGNS_OF_A_CRASH:
             self.assertNotIn(sign, finished.err, str(finished))

@@ -626,6 +626,13 @@ class ExactnessTest(WithRun):
                 self.assertEqual(self.path(folder, "checkpoint_model_5.pt").read_bytes(), (self.base / "checkpoint_model_5.pt").read_bytes())
                 self.assertEqual(differing(self.path(folder, "checkpoint_5.pt"), self.base / "checkpoint_5.pt"), [])
 
+    def test_dropout_and_augmentation_go_on_as_well(self):
+        random = ("--module.dropout", 0.3, "--module.augment", "--epochs")
+        self.ok(*random, 4, "--checkpointer.save_dir", "straight", *QUIET)
+        self.ok(*random, 2, *QUIET)
+        self.ok(*random, 4, "--resume", "auto", *QUIET)
+        self.assertEqual(differing(self.path("checkpoints/checkpoint_3.pt"), self.path("straight/checkpoint_3.pt")), [])
+
     def test_epoch_by_epoch(self):
         for epochs in range(1, 7):
             finished = self.ok("--epochs", epochs, "--resume", "auto", *QUIET)

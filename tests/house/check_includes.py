@@ -13,7 +13,7 @@ PARTS = ["sdk", "checkpointers", "core"]  # each may include itself and what sta
 SOURCES = ("*.h", "*.cpp", "*.inc")
 INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
-# What a user of the package need not have, so no public header may need it; the last two are not for the sdk's only.
+# What a user of the package need not have, so that no public header may need it.
 FOREIGN = {"boost/": "Boost", "spdlog/": "spdlog", "fmt/": "fmt", "nlohmann/": "nlohmann-json", "isa-l": "ISA-L", "gloo/": "gloo"}
 DISTRIBUTED = ("torch/csrc/distributed/", "c10d/")
 # Public headers that may include all of LibTorch (half a minute for each file that includes them), and why.

@@ -1,8 +1,10 @@
-// The C++ half of optimizer_interop.py. A file holds a small model in the middle of its training: parameters after three steps,
+// The C++ half of optimizer_interop.py and fused_interop.py. A file of the first holds a small model in the middle of its training: parameters after three steps,
 // the optimizer's state, the gradients of three more steps, and the parameters after those.
 //   optimizer_tool write FOLDER   trains with every optimizer, and writes such a file for each: FOLDER/<case>.pt
 //   optimizer_tool check FILE...  takes such files, <case>.<anything>.pt, goes on from them, and prints for each the greatest
 //                                 relative difference of a parameter; exits with 1 if one is above 1e-6
+// A file of the second holds parameters, the optimizer's state, and the steps to make from there.
+//   optimizer_tool train CASE FILE OUT  makes them with marlin::optim's class, and writes the same of after
 #include <torch/torch.h>
 
 #include <cmath>
@@ -13,6 +15,7 @@
 #include <map>
 
 #include "marlin/checkpointers/archive.h"
+#include "marlin/core/optim/fused.h"
 #include "marlin/core/optim/optimizer_state.h"
 
 namespace {
@@ -29,7 +32,7 @@ Make make(const Options& options) {
   return [options](const Groups& groups) { return std::make_unique<O>(groups, options); };
 }
 
-// The same names and hyper-parameters as in optimizer_interop.py.
+// The same names and hyper-parameters as in optimizer_interop.py and fused_interop.py.
 std::map<std::string, Make> cases() {
   using namespace torch::optim;
   return {{"sgd", make<SGD>(SGDOptions(0.05).weight_decay(0.01))},
@@ -136,6 +139,32 @@ double check(const Make& make, const std::string& file) {
   return greatest;
 }
 
+// What marlin::optim has of these.
+std::map<std::string, Make> fused_cases() {
+  using namespace marlin::optim;
+  return {{"sgd", make<SGD>(SGDOptions(0.0))},          {"sgd_momentum", make<SGD>(SGDOptions(0.0))}, {"sgd_nesterov", make<SGD>(SGDOptions(0.0))},
+          {"adam", make<Adam>(AdamOptions(0.0))},       {"adam_amsgrad", make<Adam>(AdamOptions(0.0))}, {"adamw", make<AdamW>(AdamWOptions(0.0))},
+          {"adamw_amsgrad", make<AdamW>(AdamWOptions(0.0))}, {"adagrad", make<Adagrad>(AdagradOptions(0.0))}};  // the file's options hold
+}
+
+void train_fused(const Make& make, const std::string& file, const std::string& out) {
+  StateDict root = marlin::read_archive(file).root;
+  std::vector<at::Tensor> model;
+  for (const Value& parameter : root.at("parameters").as_items()) model.push_back(parameter.as_tensor().clone().requires_grad_());
+  const auto optimizer = make(groups_of(model));
+  marlin::optim::update_state(*optimizer, root.at("optimizer").as_dict());
+  for (int64_t step = root.at("begin").as_int(); step < root.at("end").as_int(); ++step) {
+    for (size_t i = 0; i < model.size(); ++i) {
+      if (i != 2) model[i].mutable_grad() = model[i].detach() - (2.0 + static_cast<double>(step % 7) * 0.125);
+    }
+    optimizer->step();
+  }
+  root.set("parameters", copies(model));
+  root.set("optimizer", marlin::optim::get_state(*optimizer));
+  FileSink sink(out);
+  marlin::write_archive(sink, root, {});
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -144,8 +173,12 @@ int main(int argc, char** argv) try {
     for (const auto& [name, make] : cases()) write(make, std::string(argv[2]) + "/" + name + ".pt");
     return 0;
   }
+  if (command == "train" && argc == 5) {
+    train_fused(fused_cases().at(argv[2]), argv[3], argv[4]);
+    return 0;
+  }
   if (command != "check") {
-    std::fputs("usage: optimizer_tool write FOLDER | check FILE...\n", stderr);
+    std::fputs("usage: optimizer_tool write FOLDER | check FILE... | train CASE FILE OUT\n", stderr);
     return 2;
   }
   int result = 0;

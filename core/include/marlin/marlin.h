@@ -9,6 +9,7 @@
 #include "marlin/core/logging.h"
 #include "marlin/core/model_state.h"
 #include "marlin/core/module_interface.h"
+#include "marlin/core/optim/fused.h"
 #include "marlin/core/optim/lr_scheduler.h"
 #include "marlin/core/optim/optimizer_state.h"
 #include "marlin/core/plugin_host.h"

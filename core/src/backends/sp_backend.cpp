@@ -202,7 +202,7 @@ void SingleProcessBackend::clip(const std::vector<at::Tensor>& parameters) {
   }
   const torch::NoGradGuard no_grad;
   const double norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, 2)), 2).item<double>();
-  if (!std::isfinite(norm)) fail(concat("the norm of the gradients is ", norm));
+  if (!std::isfinite(norm)) fail(concat("the norm of the gradients is ", std::isnan(norm) ? "nan" : "inf", ": a smaller learning rate may help, or look for such values in the data"));
   if (const double factor = setup_.max_grad_norm / (norm + 1e-6); factor < 1.0) at::_foreach_mul_(gradients, factor);
 }
 
@@ -215,7 +215,7 @@ double SingleProcessBackend::checked_loss(const at::Tensor& loss, const char* wh
   }
   if (!loss.requires_grad()) fail(concat(what, " does not require grad: no parameter takes part in it, or it was detached"));
   const double value = loss.item<double>();
-  if (!std::isfinite(value)) fail(concat(what, " is ", value));
+  if (!std::isfinite(value)) fail(concat(what, " is ", std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf", ": a smaller learning rate may help, or look for such values in the data"));
   return value;
 }
 

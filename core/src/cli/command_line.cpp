@@ -134,7 +134,10 @@ class Reader {
     const std::string shown = "--" + typed.flag;
     const Names::Target* target = names_.find(typed.flag);
     if (!target) {
-      if (strict_) problems_.push_back(concat("unknown flag ", shown, names_.hint(typed.flag, "--")));
+      if (strict_) {
+        const std::string hint = names_.hint(typed.flag, "--");
+        problems_.push_back(concat("unknown flag ", shown, hint.empty() ? "; --help lists all there are" : hint));
+      }
     } else if (!repeated(*target, shown, "")) {
       if (!typed.value && target->spec->type != OptionType::kBool) {
         problems_.push_back(shown + ": a value is missing");

@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "marlin/core/optim/fused.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
 #include "optim/optimizer_fields.h"
@@ -48,11 +49,21 @@ struct EntryWriter {
   }
 };
 
+// Whether Python may go on with its fused kernels, as this optimizer does: they take no other parameters and gradients.
+bool is_fused(const Optimizer& optimizer, const OptimizerParamGroup& group) {
+  const bool is_ours = dynamic_cast<const SGD*>(&optimizer) != nullptr || dynamic_cast<const Adam*>(&optimizer) != nullptr ||
+                       dynamic_cast<const AdamW*>(&optimizer) != nullptr || dynamic_cast<const Adagrad*>(&optimizer) != nullptr;
+  return is_ours && std::all_of(group.params().begin(), group.params().end(), [](const at::Tensor& parameter) {
+    return parameter.is_floating_point() && parameter.is_non_overlapping_and_dense() && !(parameter.grad().defined() && parameter.grad().is_sparse());
+  });
+}
+
 template <class Fields>
-StateDict written_group(const OptimizerParamGroup& group, List parameters) {
+StateDict written_group(const Optimizer& optimizer, const OptimizerParamGroup& group, List parameters) {
   StateDict written;
   Fields::options(static_cast<const typename Fields::Options&>(group.options()), GroupWriter{written});
   for (const Foreign& foreign : Fields::kForeign) written.set(foreign.name, foreign.value ? Value(*foreign.value) : Value());
+  if (is_fused(optimizer, group)) written.set(kFused.name, true);
   written.set("params", std::move(parameters));
   return written;
 }
@@ -76,7 +87,7 @@ StateDict written_state(const Optimizer& optimizer) {
       Fields::state(static_cast<const typename Fields::State&>(*state->second), options, EntryWriter{entry});
       entries.set(number->second, std::move(entry));
     }
-    groups.items.emplace_back(written_group<Fields>(group, std::move(parameters)));
+    groups.items.emplace_back(written_group<Fields>(optimizer, group, std::move(parameters)));
   }
   return {{"state", std::move(entries)}, {"param_groups", std::move(groups)}};
 }
@@ -296,7 +307,8 @@ Incoming<Fields> read_state(const Optimizer& optimizer, const StateDict& state) 
   }
   if (!mapped) return incoming;
   for (const StateDict::Entry& entry : entries->as_dict()) read_entry<Fields>(entry, parameters, incoming);
-  if (Fields::kFromStart) require_all_entries<Fields>(parameters, incoming);
+  const bool is_made_late = dynamic_cast<const Adagrad*>(&optimizer) != nullptr;
+  if (Fields::kFromStart && !is_made_late) require_all_entries<Fields>(parameters, incoming);
   return incoming;
 }
 

@@ -14,9 +14,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using ::testing::Not;
 using ::testing::UnorderedElementsAreArray;
-using testing::damage;
 using testing::names_in;
 using testing::RecordingLogger;
 using testing::TempFolder;
@@ -58,6 +56,12 @@ TEST_F(DefaultCheckpointerStartTest, AFreshStartIsRefusedWhileAnyOfItsNamesIsThe
   put(kForeign);
   std::filesystem::create_directory(file("checkpoint_3.pt"));
   EXPECT_NO_THROW(make()->open({})) << "none of these is its own";
+}
+
+TEST_F(DefaultCheckpointerStartTest, TheRefusalNamesTheFolderThatHoldsThem) {
+  options_.model_state_save_dir = (folder_ / "models").string();
+  write_file(folder_ / "models" / "checkpoint_model_1.pt", "x");
+  EXPECT_THAT([&] { make()->open({}); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("models' holds checkpoints of an earlier run (checkpoint_model_1.pt)")));
 }
 
 TEST_F(DefaultCheckpointerStartTest, AResumedRunGoesOnBesideItsFiles) {

@@ -120,8 +120,8 @@ TEST_F(CommandLineTest, AnUnknownFlagNamesTheNearest) {
   EXPECT_EQ(refusal({"--epoch", "3"}), "unknown flag --epoch; did you mean --epochs?");
   EXPECT_EQ(refusal({"--period", "3"}), "unknown flag --period; did you mean --checkpointer.period?");
   EXPECT_EQ(refusal({"--checkpointer.default.perid=3"}), "unknown flag --checkpointer.default.perid; did you mean --checkpointer.default.period?");
-  EXPECT_EQ(refusal({"--nothing_like_it"}), "unknown flag --nothing_like_it");
-  EXPECT_EQ(refusal({"--EPOCHS", "3"}), "unknown flag --EPOCHS");
+  EXPECT_EQ(refusal({"--nothing_like_it"}), "unknown flag --nothing_like_it; --help lists all there are");
+  EXPECT_EQ(refusal({"--EPOCHS", "3"}), "unknown flag --EPOCHS; --help lists all there are");
   EXPECT_EQ(refusal({"---epochs", "3"}), "unknown flag ---epochs; did you mean --epochs?");
 }
 
@@ -159,7 +159,7 @@ TEST_F(CommandLineTest, EveryProblemIsInTheOneMessage) {
   write("run.ini", "epochs = many\nperid = 2\n");
   EXPECT_EQ(refusal({"--config", "run.ini", "--checkpointer.period=0", "x\ny", "--nothing_like_it", "--device", "gpu"}),
             "run.ini:1: epochs: must be a whole number, got 'many'; run.ini:2: unknown name perid; did you mean checkpointer.period?; "
-            "--checkpointer.period: must be at least 1 (epochs), got 0; unexpected argument 'x\\ny'; unknown flag --nothing_like_it; "
+            "--checkpointer.period: must be at least 1 (epochs), got 0; unexpected argument 'x\\ny'; unknown flag --nothing_like_it; --help lists all there are; "
             "--device: must be one of auto, cpu, got 'gpu'; did you mean cpu?");
 }
 

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include <chrono>
 #include <cmath>
 
 #include "expect_error.h"
@@ -98,21 +97,6 @@ TEST(MetricSumsTest, ClearingForgetsValuesAndKeepsTheOrder) {
   const Metrics means = sums.means("");
   EXPECT_EQ(means.begin()->first, "a");
   EXPECT_DOUBLE_EQ(means.at("a"), 3.0);
-}
-
-TEST(MetricSumsTest, AddingAFloatTensorTakesWellUnderAMicrosecond) {
-  MetricSums sums;
-  const MetricValue loss = torch::tensor(0.5F);
-  sums.add("accuracy", 1.0, 1);
-  constexpr int kCalls = 20000;
-  double best = 1.0;
-  for (int round = 0; round < 10; ++round) {
-    const auto begin = std::chrono::steady_clock::now();
-    for (int i = 0; i < kCalls; ++i) sums.add("loss", loss, 32);
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / kCalls);
-  }
-  std::printf("add() of a CPU float tensor: %.0f ns\n", best * 1e9);
-  EXPECT_LT(best, 0.5e-6);
 }
 
 }  // namespace

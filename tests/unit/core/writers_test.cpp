@@ -94,7 +94,8 @@ TEST_F(WritersTest, JsonlKeepsWhatIsThereAndStartsANewLineAfterHalfOfOne) {
 
 TEST_F(WritersTest, JsonlSaysWhyItCannotWrite) {
   std::ofstream(dir_ / "file") << "in the way";
-  const auto under_a_file = make_jsonl_writer(dir_ / "file");
+  expect_error(Errc::kInvalidArgument, "file' is not a folder", [&] { (void)make_jsonl_writer(dir_ / "file"); });
+  const auto under_a_file = make_jsonl_writer(dir_ / "file" / "deeper");
   expect_error(Errc::kIo, "metrics.jsonl: Not a directory", [&] { under_a_file->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0)); });
   std::filesystem::create_directories(dir_ / "taken" / "metrics.jsonl");
   const auto onto_a_folder = make_jsonl_writer(dir_ / "taken");

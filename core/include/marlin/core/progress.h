@@ -1,6 +1,7 @@
 // What a person watching the run sees.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
@@ -27,9 +28,12 @@ class MARLIN_ABI Progress {
   virtual void clear_line() = 0;
 };
 
+/// Tells the time; tests put their own in its place.
+using ProgressClock = std::chrono::steady_clock::time_point (*)();
+
 /// "bar": a bar per epoch, redrawn at most ten times a second, with loss, steps/s and time left. "plain": a line when an epoch
 /// ends (and every 30 s in long ones). "off": nothing. "auto": bar if `stream` is a terminal, else plain.
 /// @throws Error kInvalidArgument for another mode. @param stream must live as long; normally stderr.
-[[nodiscard]] MARLIN_ABI std::unique_ptr<Progress> make_progress(const std::string& mode, std::FILE* stream);
+[[nodiscard]] MARLIN_ABI std::unique_ptr<Progress> make_progress(const std::string& mode, std::FILE* stream, ProgressClock clock = &std::chrono::steady_clock::now);
 
 }  // namespace marlin

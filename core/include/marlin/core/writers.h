@@ -16,7 +16,7 @@ namespace marlin {
 
 /// Appends one JSON object a line to `<dir>/metrics.jsonl`: {"kind":"step","epoch":0,"global_step":23,"train/loss":0.53,...}.
 /// NaN and infinities are written as strings. The folder is made on the first line; a file that is there is kept.
-/// @throws Error kIo on the first line that cannot be written.
+/// @throws Error kInvalidArgument if `dir` is there and no folder; its write() throws kIo.
 [[nodiscard]] MARLIN_ABI std::unique_ptr<Writer> make_jsonl_writer(const std::filesystem::path& dir);
 
 }  // namespace marlin

@@ -1,0 +1,97 @@
+#include "save_service.h"
+
+#include <utility>
+
+#include "marlin/sdk/error.h"
+
+namespace marlin {
+
+SaveService::SaveService(Logger& logger) : logger_(logger) {}
+
+SaveService::~SaveService() {
+  if (!thread_.joinable()) return;
+  drain();
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+void SaveService::submit(const Checkpoint& live, const Snapshot::Storages& may_wait, SavePoint point, std::vector<Target> targets) {
+  drain();  // the buffers are those of the save in flight
+  state_ = snapshot_.begin(live, may_wait);
+  point_ = std::move(point);
+  targets_ = std::move(targets);
+  phase_.store(Phase::kCopying, std::memory_order_release);
+  {
+    const std::lock_guard lock(mutex_);
+    has_job_ = true;
+  }
+  changed_.notify_all();
+  if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
+}
+
+void SaveService::wait_for_copy() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return phase_.load(std::memory_order_acquire) != Phase::kCopying; });
+  snapshot_.block_device_streams();
+  if (phase_.load(std::memory_order_acquire) != Phase::kToRepair) return;
+  const int64_t count = snapshot_.repair();
+  if (!std::exchange(warned_, true)) {
+    logger_.warning(count, " tensors were changed outside an optimizer's step while they were being saved; they were copied again, and are copied at once from now on");
+  }
+  phase_.store(Phase::kIdle, std::memory_order_release);
+  lock.unlock();
+  changed_.notify_all();
+}
+
+void SaveService::drain() {
+  fence();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !has_job_; });
+}
+
+std::vector<SaveService::Outcome> SaveService::take_outcomes() {
+  const std::lock_guard lock(mutex_);
+  has_outcomes_.store(false, std::memory_order_release);
+  return std::exchange(outcomes_, {});
+}
+
+void SaveService::work() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [&] { return has_job_ || ending_; });
+    if (!has_job_) return;
+    lock.unlock();
+    snapshot_.copy_rest();
+    lock.lock();
+    phase_.store(snapshot_.needs_repair() ? Phase::kToRepair : Phase::kIdle, std::memory_order_release);
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return phase_.load(std::memory_order_acquire) == Phase::kIdle; });
+    lock.unlock();
+    write(state_, point_, targets_);  // nobody else touches these until has_job_ is false
+    state_ = {};                      // gives the buffers back
+    lock.lock();
+    has_job_ = false;
+    changed_.notify_all();
+  }
+}
+
+void SaveService::write(const Checkpoint& state, const SavePoint& point, const std::vector<Target>& targets) {
+  snapshot_.wait_for_device();
+  for (const Target& target : targets) {
+    Outcome outcome{target.place, point, {}, {}};
+    try {
+      outcome.written = target.checkpointer->save(state, point);
+    } catch (const std::exception& error) {
+      outcome.error = error.what();
+    }
+    const std::lock_guard lock(mutex_);
+    outcomes_.push_back(std::move(outcome));
+    has_outcomes_.store(true, std::memory_order_release);
+  }
+}
+
+}  // namespace marlin

@@ -1,0 +1,73 @@
+// Saving while training goes on.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "marlin/sdk/checkpointer.h"
+#include "marlin/sdk/logger.h"
+#include "snapshot.h"
+
+namespace marlin {
+
+/// Takes states from the training thread and has checkpointers write them on a thread of its own. One save is in flight at a time;
+/// the next one waits for it. All calls come from the training thread.
+class SaveService {
+ public:
+  /// What a checkpointer's save came to.
+  struct Outcome {
+    size_t checkpointer = 0;            // its place in submit()'s list
+    SavePoint point;
+    std::vector<std::string> written;
+    std::string error;                  // empty: it succeeded
+  };
+  struct Target {
+    size_t place = 0;                   // reported back in Outcome
+    AbstractCheckpointer* checkpointer = nullptr;
+  };
+
+  explicit SaveService(Logger& logger);
+  ~SaveService();  // waits for what is in flight
+  SaveService(const SaveService&) = delete;
+  SaveService& operator=(const SaveService&) = delete;
+
+  /// Starts a save of `live`. Tensors over `may_wait` are read until the next fence() returns; the rest is copied before this returns.
+  void submit(const Checkpoint& live, const Snapshot::Storages& may_wait, SavePoint point, std::vector<Target> targets);
+  /// Before an optimizer's step: returns when nothing that the step changes is read any more. Nothing to wait for: one atomic load.
+  void fence() {
+    if (phase_.load(std::memory_order_acquire) != Phase::kIdle) wait_for_copy();
+  }
+  /// Waits until the save in flight is on disk.
+  void drain();
+  [[nodiscard]] bool has_outcomes() const { return has_outcomes_.load(std::memory_order_acquire); }
+  /// What has ended since the last call.
+  [[nodiscard]] std::vector<Outcome> take_outcomes();
+
+ private:
+  enum class Phase : uint8_t { kIdle, kCopying, kToRepair };  // of the copy; writing needs nothing of the training thread
+
+  void work();
+  void wait_for_copy();
+  void write(const Checkpoint& state, const SavePoint& point, const std::vector<Target>& targets);
+
+  Logger& logger_;
+  Snapshot snapshot_;
+  std::atomic<Phase> phase_ = Phase::kIdle;
+  std::atomic<bool> has_outcomes_ = false;
+  bool warned_ = false;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool has_job_ = false, ending_ = false;   // a job: from submit() until its outcomes are there
+  Checkpoint state_;
+  SavePoint point_;
+  std::vector<Target> targets_;
+  std::vector<Outcome> outcomes_;
+  std::thread thread_;                      // started with the first job
+};
+
+}  // namespace marlin
