@@ -56,7 +56,9 @@ struct WriterOptions {
 // What every checkpointer has from the host.
 OptionTable host_checkpointer_options() {
   return {{"checkpoint", OptionType::kBool, "true", "Master switch: off, nothing is written."},
-          {"period", OptionType::kInt, "1", "Save when epoch % period == 0, epochs counted from 0; the last one always.", "epochs", 1.0}};
+          {"period", OptionType::kInt, "1", "Save when epoch % period == 0, epochs counted from 0; the last one always.", "epochs", 1.0},
+          {"async", OptionType::kBool, "true", "Save in the background while training goes on."},
+          {"on_error", OptionType::kString, "warn", "When a save fails: warn, go on and try again at the next save point; or fail, end the run.", "", {}, {}, {"warn", "fail"}}};
 }
 
 bool is_built_in(const std::string& name, std::initializer_list<const char*> names) {
@@ -172,7 +174,8 @@ class Run {
       } else {
         result.push_back(std::make_unique<DefaultCheckpointer>(marlin::parse<DefaultCheckpointerOptions>(own), host_));
       }
-      result.back()->set_schedule({own.get<bool>("checkpoint"), own.get<int64_t>("period")});
+      result.back()->set_schedule({own.get<bool>("checkpoint"), own.get<int64_t>("period"), own.get<bool>("async"),
+                                   own.get<std::string>("on_error") == "fail" ? OnError::kFail : OnError::kWarn});
     }
     return result;
   }

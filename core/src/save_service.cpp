@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "marlin/sdk/error.h"
-
 namespace marlin {
 
 SaveService::SaveService(Logger& logger) : logger_(logger) {}
@@ -85,8 +83,8 @@ void SaveService::write(const Checkpoint& state, const SavePoint& point, const s
     Outcome outcome{target.place, point, {}, {}};
     try {
       outcome.written = target.checkpointer->save(state, point);
-    } catch (const std::exception& error) {
-      outcome.error = error.what();
+    } catch (const Error& error) {  // public calls of a checkpointer throw nothing else
+      outcome.error = error;
     }
     const std::lock_guard lock(mutex_);
     outcomes_.push_back(std::move(outcome));

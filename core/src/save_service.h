@@ -4,11 +4,13 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "marlin/sdk/checkpointer.h"
+#include "marlin/sdk/error.h"
 #include "marlin/sdk/logger.h"
 #include "snapshot.h"
 
@@ -23,7 +25,7 @@ class SaveService {
     size_t checkpointer = 0;            // its place in submit()'s list
     SavePoint point;
     std::vector<std::string> written;
-    std::string error;                  // empty: it succeeded
+    std::optional<Error> error;         // unset: it succeeded
   };
   struct Target {
     size_t place = 0;                   // reported back in Outcome

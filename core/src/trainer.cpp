@@ -4,6 +4,7 @@
 
 #include "marlin/checkpointers/default_checkpointer.h"
 #include "marlin/core/backends/sp_backend.h"
+#include "save_service.h"
 
 namespace marlin {
 
@@ -14,6 +15,7 @@ class Trainer::Listener final : public StepListener {
 
   bool on_train_step(const StepReport& step) override {
     trainer_.ran_ = true;
+    if (trainer_.saves_->has_outcomes()) trainer_.collect_saves();
     window_.add(*step.metrics);
     if (step.global_step % trainer_.options_.log_steps == 0) flush(step.epoch);
     if (trainer_.services_.progress) trainer_.services_.progress->step(step.loss);
@@ -51,6 +53,7 @@ Trainer::Trainer(std::shared_ptr<ModuleInterface> module, std::unique_ptr<Traine
   saved_step_.assign(checkpointers_.size(), -1);
   saved_index_ = saved_step_;
   failed_.assign(checkpointers_.size(), 0);
+  saves_ = std::make_unique<SaveService>(*services_.logger);
 }
 
 Trainer::Trainer(std::shared_ptr<ModuleInterface> module, TrainerOptions options) : Trainer(std::move(module), nullptr, {}, std::move(options)) {}
@@ -84,6 +87,7 @@ RunResult Trainer::train() {
       result.outcome = anything_left() ? RunResult::Outcome::kStopped : RunResult::Outcome::kDone;
       end_run(result.outcome == RunResult::Outcome::kDone);
     } catch (...) {
+      finish_saves();
       if (services_.progress) services_.progress->clear_line();
       each_writer([](Writer& writer) { writer.flush(); });
       throw;
@@ -131,7 +135,7 @@ void Trainer::run_epoch(int64_t epoch) {
   if (!trained.complete) return;
   last_epoch_ = epoch;
   in_epoch_ = false;
-  save_where_due(save_point(Cause::kPeriod, false));
+  save_where_due(save_point(Cause::kPeriod, false), /*wait=*/false);
 }
 
 Metrics Trainer::validate() {
@@ -181,7 +185,7 @@ void Trainer::each_writer(const std::function<void(Writer&)>& call) {
 
 // The last state is saved whatever the period says, once; a run that has more to do gets no model file.
 void Trainer::end_run(bool complete) {
-  if (ran_) save_where_due(save_point(complete ? Cause::kEnd : Cause::kStop, true));
+  if (ran_) save_where_due(save_point(complete ? Cause::kEnd : Cause::kStop, true), /*wait=*/true);
   if (complete) {
     save_models();
     module_->on_end_train(global_step());

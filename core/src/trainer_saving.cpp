@@ -2,8 +2,32 @@
 #include <algorithm>
 
 #include "marlin/core/trainer.h"
+#include "save_service.h"
 
 namespace marlin {
+namespace {
+
+std::string what_is_saved(const SavePoint& point) { return concat("epoch ", point.epoch, ", step ", point.global_step); }
+
+void add_storages(const Value& value, Snapshot::Storages& into) {
+  if (const auto* tensor = value.get_if<at::Tensor>()) {
+    if (tensor->defined() && tensor->has_storage()) into.insert(tensor->storage().unsafeGetStorageImpl());
+  } else if (const auto* dict = value.get_if<StateDict>()) {
+    for (const auto& entry : *dict) add_storages(entry.value, into);
+  } else if (value.get_if<List>() || value.get_if<Tuple>()) {
+    for (const Value& item : value.as_items()) add_storages(item, into);
+  }
+}
+
+// Parameters and the optimizers' own tensors: nothing moves them but an optimizer's step.
+Snapshot::Storages changed_by_steps(const ModuleInterface& module, const Checkpoint& checkpoint) {
+  Snapshot::Storages storages;
+  for (const at::Tensor& parameter : module.parameters()) add_storages(parameter, storages);
+  if (const Value* optimizers = checkpoint.trainer_state.find("optimizers")) add_storages(*optimizers, storages);
+  return storages;
+}
+
+}  // namespace
 
 Checkpoint Trainer::make_checkpoint() const {
   return {module_->get_state(), get_state(), backend_->get_state(), {}};
@@ -25,7 +49,7 @@ SavePoint Trainer::save_point(Cause cause, bool force) const {
 
 int64_t Trainer::model_index() const { return in_epoch_ ? last_epoch_ + 1 : last_epoch_; }
 
-// A failed save is reported and remembered; training goes on, and the last good checkpoint stays.
+// A failed save is reported and remembered, and the last good checkpoint stays. Training goes on, unless it is told not to.
 bool Trainer::save_or_report(const AbstractCheckpointer& checkpointer, const std::string& what, const std::function<std::vector<std::string>()>& call,
                              std::vector<std::string>& written) {
   if (services_.progress) services_.progress->clear_line();
@@ -35,31 +59,76 @@ bool Trainer::save_or_report(const AbstractCheckpointer& checkpointer, const std
     written.insert(written.end(), places.begin(), places.end());
     return true;
   } catch (const Error& error) {
-    services_.logger->error("checkpointer '", checkpointer.name(), "' could not save the ", what, ": ", error.what());
+    const std::string line = concat("checkpointer '", checkpointer.name(), "' could not save the ", what, ": ", error.what());
+    if (checkpointer.schedule().on_error == OnError::kFail) throw Error(error.code(), line);
+    services_.logger->error(line);
     return false;
   }
 }
 
-std::vector<std::string> Trainer::save_where_due(const SavePoint& point) {
+// With `wait` everything due is on disk when this returns; else those that may be saved in the background are.
+std::vector<std::string> Trainer::save_where_due(const SavePoint& point, bool wait) {
   std::vector<std::string> written;
+  if (wait) {
+    saves_->drain();
+    collect_saves();
+  }
+  const std::string what = what_is_saved(point);
   std::optional<Checkpoint> checkpoint;  // built once, and only if somebody wants it
+  std::vector<SaveService::Target> background;
   for (size_t i = 0; i < checkpointers_.size(); ++i) {
     AbstractCheckpointer& checkpointer = *checkpointers_[i];
     if (saved_step_[i] == point.global_step && saved_index_[i] == point.index) continue;  // just saved
-    const std::string what = concat("epoch ", point.epoch, ", step ", point.global_step);
     bool due = false;
     const bool asked = save_or_report(checkpointer, what, [&] { return due = checkpointer.due(point), std::vector<std::string>(); }, written);
-    if (asked && !due) continue;
-    if (asked && !checkpoint) checkpoint = make_checkpoint();
-    const bool done = asked && save_or_report(checkpointer, what, [&] { return checkpointer.save(*checkpoint, point); }, written);
+    if (!asked) failed_[i] = 1;
+    if (!due) continue;
+    if (!checkpoint) checkpoint = make_checkpoint();
+    if (!wait && checkpointer.schedule().async) {
+      background.push_back({i, &checkpointer});
+      continue;
+    }
+    saves_->drain();  // no two calls at once
+    const bool done = save_or_report(checkpointer, what, [&] { return checkpointer.save(*checkpoint, point); }, written);
     if (done) saved_step_[i] = point.global_step, saved_index_[i] = point.index;
     failed_[i] = !done;
   }
+  if (!background.empty()) saves_->submit(*checkpoint, changed_by_steps(*module_, *checkpoint), point, std::move(background));
   if (!written.empty()) newest_checkpoint_ = written.front();
   return written;
 }
 
+// What background saves came to, as if they had been made on this thread.
+void Trainer::collect_saves() {
+  for (const SaveService::Outcome& outcome : saves_->take_outcomes()) {
+    const size_t i = outcome.checkpointer;
+    std::vector<std::string> written;
+    failed_[i] = 1;  // holds if the next line throws
+    const bool done = save_or_report(*checkpointers_[i], what_is_saved(outcome.point), [&] {
+      if (outcome.error) throw *outcome.error;
+      return outcome.written;
+    }, written);
+    if (!done) continue;
+    failed_[i] = 0;
+    saved_step_[i] = outcome.point.global_step;
+    saved_index_[i] = outcome.point.index;
+    if (!written.empty()) newest_checkpoint_ = written.front();
+  }
+}
+
+// On the way out of a run that failed: nothing may replace the reason why it did.
+void Trainer::finish_saves() {
+  try {
+    saves_->drain();
+    collect_saves();
+  } catch (const std::exception& error) {
+    services_.logger->error(error.what());
+  }
+}
+
 std::vector<std::string> Trainer::save_models() {
+  saves_->drain();
+  collect_saves();
   std::vector<std::string> written;
   const int64_t index = model_index();
   for (size_t i = 0; i < checkpointers_.size(); ++i) {
@@ -74,7 +143,7 @@ std::vector<std::string> Trainer::save_models() {
 std::vector<std::string> Trainer::save_checkpoint(bool force) {
   set_up();
   if (last_epoch_ < 0 && !in_epoch_) throw Error(Errc::kInvalidArgument, "save_checkpoint: nothing has been trained yet");
-  return save_where_due(save_point(Cause::kRequest, force));
+  return save_where_due(save_point(Cause::kRequest, force), /*wait=*/true);
 }
 
 std::vector<std::string> Trainer::save_model_checkpoint() {

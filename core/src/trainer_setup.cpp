@@ -8,6 +8,7 @@
 #include "marlin/core/model_state.h"
 #include "marlin/core/optim/optimizer_state.h"
 #include "marlin/core/trainer.h"
+#include "save_service.h"
 
 namespace marlin {
 namespace {
@@ -179,7 +180,7 @@ void Trainer::set_up() {
   }
 
   BackendSetup setup{module_.get(), optimizers_schedulers_.optimizers, optimizers_schedulers_.schedulers, device_, options_.micro_batch_limit,
-                     options_.max_train_steps_per_epoch, options_.max_val_steps_per_epoch, options_.clip_grads, options_.max_grad_norm, services_.logger};
+                     options_.max_train_steps_per_epoch, options_.max_val_steps_per_epoch, options_.clip_grads, options_.max_grad_norm, services_.logger, [this] { saves_->fence(); }};
   backend_->init(setup);
   if (!resumed.empty()) apply(resumed);
   set_up_ = true;

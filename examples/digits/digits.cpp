@@ -35,6 +35,7 @@ class Digits : public marlin::ModuleInterface {
   }
 
   explicit Digits(const marlin::Options& options) : options_(marlin::parse<DigitsOptions>(options)) {
+    torch::set_num_threads(1);  // an image has 64 values: more threads would only wait for each other
     net_ = register_module("net", torch::nn::Sequential(torch::nn::Linear(64, options_.hidden), torch::nn::ReLU(),
                                                         torch::nn::Dropout(options_.dropout), torch::nn::Linear(options_.hidden, 10)));
     DigitsData data = read_digits(find_digits(options_.data));

@@ -6,7 +6,6 @@ With Python's fused=True the parameters and states are equal bit for bit; with P
 1e-6 of the tensor's greatest after 50 steps. Exits with 1 if any does.
 """
 
-import copy
 import math
 import subprocess
 import sys
@@ -93,51 +92,75 @@ def difference(model, expected, only_parameters=False):
     return greatest
 
 
+class Cpp:
+    """Models that C++ goes on with: all of one round in one process."""
+
+    def __init__(self, tool, folder):
+        self.tool, self.folder, self.jobs, self.count = tool, folder, [], 0
+
+    def add(self, name, model, begin, end):
+        """The file in which the model will be after the next round."""
+        self.count += 1
+        there, back = self.folder / f"{self.count}.there.pt", self.folder / f"{self.count}.back.pt"
+        model.save(there, begin, end)
+        self.jobs += [name, there, back]
+        return back
+
+    def round(self):
+        subprocess.run([self.tool, "train", *self.jobs], check=True)
+        self.jobs = []
+
+
+class Run:
+    """One case with Python's fused=True or with its default: all ways that its training takes, against one that stayed."""
+
+    def __init__(self, name, fused, cpp):
+        self.name, self.fused, self.cpp = name, fused, cpp
+        self.stayed = Model(name, fused=fused).train(0, STEPS)
+        self.ends_there = cpp.add(name, Model(name, fused=fused).train(0, SWITCH), SWITCH, STEPS)
+        self.begins_there = cpp.add(name, Model(name, fused=fused), 0, SWITCH)
+        self.to_and_fro = cpp.add(name, Model(name, fused=fused).train(0, 10), 10, SWITCH)
+
+    def back(self, file):
+        model = Model(self.name).load(file)
+        groups = model.optimizer.param_groups
+        assert all(group["fused"] is True for group in groups), "marlin::optim's states say that they are of fused optimizers"
+        assert groups[1]["lr"] == 0.02 and len(groups) == 2
+        for group in groups:
+            group["fused"] = self.fused
+        return model
+
+    def second_round(self):
+        self.model = self.back(self.to_and_fro).train(SWITCH, 40)
+        self.handed_through = self.cpp.add(self.name, self.model, 40, 40)
+        self.to_and_fro = self.cpp.add(self.name, self.model, 40, STEPS)
+
+    def differences(self):
+        def found(model):
+            return difference(model, self.stayed, only_parameters=not self.fused)
+
+        assert difference(self.back(self.handed_through), self.model) == 0, "a state that is only handed through is the same"
+        which = "fused" if self.fused else "default"
+        yield f"Python {which} -> C++", found(self.back(self.ends_there))
+        yield f"C++ -> Python {which}", found(self.back(self.begins_there).train(SWITCH, STEPS))
+        yield f"Python {which} -> C++ -> Python -> C++", found(self.back(self.to_and_fro))
+
+
 def main():
-    tool = sys.argv[1]
     failures = 0
-
-    def judge(what, name, found, limit):
-        nonlocal failures
-        failures += not found <= limit
-        print(f"{what:34} {name:16} {'bit for bit' if found == 0 else f'relative difference {found:.2g}'}{'' if found <= limit else '   TOO MUCH'}", flush=True)
-
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-
-        def in_cpp(name, model, begin, end):
-            """The model after C++ went on with it."""
-            there, back = folder / f"{name}.there.pt", folder / f"{name}.back.pt"
-            model.save(there, begin, end)
-            subprocess.run([tool, "train", name, there, back], check=True)
-            return back
-
-        for name in CASES:
-            for fused, limit in ((True, 0.0), (None, TOLERANCE)):
-                which = "fused" if fused else "default"
-                stayed = Model(name, fused=fused).train(0, STEPS)
-                # Python begins, C++ ends.
-                back = in_cpp(name, Model(name, fused=fused).train(0, SWITCH), SWITCH, STEPS)
-                judge(f"Python {which} -> C++", name, difference(Model(name).load(back), stayed, fused is None), limit)
-                # C++ begins, Python ends.
-                back = in_cpp(name, Model(name, fused=fused), 0, SWITCH)
-                model = Model(name).load(back)
-                groups = model.optimizer.param_groups
-                assert all(group["fused"] is True for group in groups), "ours says that it is fused"
-                assert groups[1]["lr"] == 0.02 and len(groups) == 2
-                for group in groups:
-                    group["fused"] = fused
-                judge(f"C++ -> Python {which}", name, difference(model.train(SWITCH, STEPS), stayed, fused is None), limit)
-                # There and back again, and there.
-                model = Model(name, fused=fused).train(0, 10)
-                model = Model(name).load(in_cpp(name, model, 10, SWITCH))
-                for group in model.optimizer.param_groups:
-                    group["fused"] = fused
-                model.train(SWITCH, 40)
-                before = copy.deepcopy(model.tensors())
-                model = Model(name).load(in_cpp(name, model, 40, 40))
-                assert all(torch.equal(value, before[key]) for key, value in model.tensors().items()), "a state that is only handed through is the same"
-                judge(f"Python {which} -> C++ -> Python -> C++", name, difference(Model(name).load(in_cpp(name, model, 40, STEPS)), stayed, fused is None), limit)
+        cpp = Cpp(sys.argv[1], Path(temporary))
+        runs = [Run(name, fused, cpp) for name in CASES for fused in (True, None)]
+        cpp.round()
+        for run in runs:
+            run.second_round()
+        cpp.round()
+        for run in runs:
+            for way, found in run.differences():
+                holds = found <= (0.0 if run.fused else TOLERANCE)
+                failures += not holds
+                size = "bit for bit" if found == 0 else f"relative difference {found:.2g}"
+                print(f"{way:40} {run.name:14} {size}{'' if holds else '   TOO MUCH'}")
     return 1 if failures else 0
 
 

@@ -1,10 +1,10 @@
-// The C++ half of optimizer_interop.py and fused_interop.py. A file of the first holds a small model in the middle of its training: parameters after three steps,
-// the optimizer's state, the gradients of three more steps, and the parameters after those.
+// The C++ half of optimizer_interop.py and fused_interop.py. A file of the first holds a small model in the middle of its training:
+// parameters after three steps, the optimizer's state, the gradients of three more steps, and the parameters after those.
 //   optimizer_tool write FOLDER   trains with every optimizer, and writes such a file for each: FOLDER/<case>.pt
 //   optimizer_tool check FILE...  takes such files, <case>.<anything>.pt, goes on from them, and prints for each the greatest
 //                                 relative difference of a parameter; exits with 1 if one is above 1e-6
 // A file of the second holds parameters, the optimizer's state, and the steps to make from there.
-//   optimizer_tool train CASE FILE OUT  makes them with marlin::optim's class, and writes the same of after
+//   optimizer_tool train {CASE FILE OUT}...  makes them with marlin::optim's class, and writes the same of after to OUT
 #include <torch/torch.h>
 
 #include <cmath>
@@ -142,9 +142,9 @@ double check(const Make& make, const std::string& file) {
 // What marlin::optim has of these.
 std::map<std::string, Make> fused_cases() {
   using namespace marlin::optim;
-  return {{"sgd", make<SGD>(SGDOptions(0.0))},          {"sgd_momentum", make<SGD>(SGDOptions(0.0))}, {"sgd_nesterov", make<SGD>(SGDOptions(0.0))},
-          {"adam", make<Adam>(AdamOptions(0.0))},       {"adam_amsgrad", make<Adam>(AdamOptions(0.0))}, {"adamw", make<AdamW>(AdamWOptions(0.0))},
-          {"adamw_amsgrad", make<AdamW>(AdamWOptions(0.0))}, {"adagrad", make<Adagrad>(AdagradOptions(0.0))}};  // the file's options hold
+  const Make sgd = make<SGD>(SGDOptions(0.0)), adam = make<Adam>(AdamOptions(0.0)), adamw = make<AdamW>(AdamWOptions(0.0));
+  return {{"sgd", sgd},   {"sgd_momentum", sgd}, {"sgd_nesterov", sgd},    {"adam", adam}, {"adam_amsgrad", adam},
+          {"adamw", adamw}, {"adamw_amsgrad", adamw}, {"adagrad", make<Adagrad>(AdagradOptions(0.0))}};  // the file's options hold
 }
 
 void train_fused(const Make& make, const std::string& file, const std::string& out) {
@@ -173,12 +173,12 @@ int main(int argc, char** argv) try {
     for (const auto& [name, make] : cases()) write(make, std::string(argv[2]) + "/" + name + ".pt");
     return 0;
   }
-  if (command == "train" && argc == 5) {
-    train_fused(fused_cases().at(argv[2]), argv[3], argv[4]);
+  if (command == "train" && argc % 3 == 2) {
+    for (int i = 2; i < argc; i += 3) train_fused(fused_cases().at(argv[i]), argv[i + 1], argv[i + 2]);
     return 0;
   }
   if (command != "check") {
-    std::fputs("usage: optimizer_tool write FOLDER | check FILE... | train CASE FILE OUT\n", stderr);
+    std::fputs("usage: optimizer_tool write FOLDER | check FILE... | train {CASE FILE OUT}...\n", stderr);
     return 2;
   }
   int result = 0;

@@ -168,6 +168,7 @@ void SingleProcessBackend::finish_step(double step_samples, size_t num_micro_bat
   }
   if (rescale) scale_gradients(all, step_samples / weight_seen_);
   if (setup_.clip_grads) clip(all);
+  setup_.before_optimizer_step();
   for (const auto& optimizer : setup_.optimizers) optimizer->step();
 }
 
@@ -182,6 +183,7 @@ void SingleProcessBackend::optimize(const at::Tensor& loss, size_t index, bool r
   touched_[index] = kTouched;
   if (!closes_step_) return;
   if (setup_.clip_grads) clip(parameters_[index]);
+  setup_.before_optimizer_step();
   setup_.optimizers[index]->step();
   touched_[index] = kStepped;
 }

@@ -22,7 +22,8 @@ at::Tensor SGD::step(LossClosure closure) {
         continue;
       }
       const auto found = state().find(parameter.unsafeGetTensorImpl());
-      if (!step.takes(parameter, found != state().end() ? static_cast<SGDParamState&>(*found->second).momentum_buffer() : at::Tensor())) continue;
+      const at::Tensor present = found != state().end() ? static_cast<SGDParamState&>(*found->second).momentum_buffer() : at::Tensor();
+      if (!step.takes(parameter, present)) continue;
       at::Tensor& buffer = fused_state<SGDParamState>(*this, parameter).momentum_buffer();
       entry.is_first = !buffer.defined();
       if (entry.is_first) buffer = at::empty_like(parameter);  // the kernel only writes it then

@@ -13,7 +13,8 @@ bool is_taken_type(at::ScalarType type) { return type == at::kFloat || type == a
 
 // The kernels walk through memory in its order, so all tensors of a parameter must have one layout.
 at::Tensor in_layout_of(const at::Tensor& parameter, const at::Tensor& tensor) {
-  if (tensor.strides() == parameter.strides() && tensor.scalar_type() == parameter.scalar_type() && tensor.device() == parameter.device()) return tensor;
+  const bool is_alike = tensor.scalar_type() == parameter.scalar_type() && tensor.device() == parameter.device();
+  if (is_alike && tensor.strides() == parameter.strides()) return tensor;
   return at::empty_like(parameter).copy_(tensor);
 }
 

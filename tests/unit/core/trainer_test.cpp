@@ -160,6 +160,18 @@ TEST(TrainerTest, SavesOnRequest) {
   EXPECT_THAT(trainer->save_checkpoint(true), IsEmpty()) << "it was just saved";
 }
 
+TEST(TrainerTest, CheckpointersHearOfARunOnceHoweverOftenItIsStopped) {
+  auto recorded = std::make_shared<Recorded>();
+  auto module = std::make_shared<TinyModule>();
+  Trainer trainer(module, nullptr, recording_checkpointer(recorded), run_of(2));
+  module->at_end_step = [&](const StepSummary& step) { if (step.global_step < 4) trainer.stop(); };
+  for (int i = 0; i < 4; ++i) trainer.train();
+  EXPECT_EQ(trainer.train().outcome, Outcome::kNothingToDo);
+  ASSERT_THAT(recorded->opened, SizeIs(1));
+  EXPECT_EQ(recorded->opened[0].loaded_from, "");
+  EXPECT_EQ(recorded->closed, 4) << "but each part of it is ended";
+}
+
 // ---- when saving fails
 
 TEST(TrainerTest, ACheckpointerThatThrowsDoesNotEndTraining) {

@@ -65,6 +65,8 @@ struct TrainerServices {
   std::unique_ptr<Progress> progress = {};          ///< Null: nothing is shown.
 };
 
+class SaveService;
+
 using Checkpointers = std::vector<std::unique_ptr<AbstractCheckpointer>>;
 
 /// Trains a module: epochs, validation, save points, resume. Installs no signal handler, ends no process, touches no global
@@ -130,9 +132,11 @@ class MARLIN_ABI Trainer {
   void write(MetricsEvent::Kind kind, int64_t epoch, const Metrics& metrics);
 
   [[nodiscard]] Checkpoint make_checkpoint() const;
+  void collect_saves();
+  void finish_saves();
   [[nodiscard]] SavePoint save_point(Cause cause, bool force) const;
   [[nodiscard]] int64_t model_index() const;
-  std::vector<std::string> save_where_due(const SavePoint& point);
+  std::vector<std::string> save_where_due(const SavePoint& point, bool wait);
   std::vector<std::string> save_models();
   bool save_or_report(const AbstractCheckpointer& checkpointer, const std::string& what, const std::function<std::vector<std::string>()>& call, std::vector<std::string>& written);
 
@@ -161,6 +165,7 @@ class MARLIN_ABI Trainer {
   // By checkpointer: what its newest save was of (-1: none yet), and whether the newest try of one failed.
   std::vector<int64_t> saved_step_, saved_index_;
   std::vector<char> failed_;
+  std::unique_ptr<SaveService> saves_;  // ends before what it works with
 };
 
 }  // namespace marlin

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,6 +25,8 @@ struct BackendSetup {
   bool clip_grads = true;
   double max_grad_norm = 1.0;                          ///< 2-norm over all parameters that the step's optimizer moves.
   Logger* logger = &null_logger();
+  /// To be called right before an optimizer changes parameters or its own state: a save may still be reading them.
+  std::function<void()> before_optimizer_step = [] {};
 };
 
 /// One optimizer step, as a listener hears of it.

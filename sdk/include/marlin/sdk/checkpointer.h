@@ -10,10 +10,18 @@
 
 namespace marlin {
 
-/// When a checkpointer is asked to save. The host sets it; every checkpointer has these options.
+/// What a run does when a save fails. Whatever it does, the last good checkpoint stays.
+enum class OnError : uint8_t {
+  kWarn,  ///< Report it, go on training, and try again at the next save point.
+  kFail,  ///< End the run.
+};
+
+/// When and how a checkpointer is asked to save. The host sets it; every checkpointer has these options.
 struct SaveSchedule {
   bool checkpoint = true;  ///< Master switch: off, nothing is written and nobody is asked for state.
   int64_t period = 1;      ///< Save when index % period == 0. Unit: epochs. Range: >= 1.
+  bool async = true;       ///< Save from a snapshot on another thread while training goes on.
+  OnError on_error = OnError::kWarn;
 };
 
 /// What a checkpointer learns when a run begins.
@@ -23,7 +31,8 @@ struct RunStart {
 
 /// Keeps checkpoints. Public calls check and guard; an implementation writes the do_ hooks.
 ///
-/// Synchronous; calls never overlap. In a run of several processes only rank 0 saves. Exceptions of any type that leave a hook
+/// Synchronous; calls of save, save_model, load and close never overlap, but may come from different threads: with `async` the host
+/// calls save() on a thread of its own, and due(), which changes nothing, on the training thread meanwhile. In a run of several processes only rank 0 saves. Exceptions of any type that leave a hook
 /// reach the caller as marlin::Error with this checkpointer's name and the call.
 /// @par Source pymarlin checkpoint_utils.py AbstractCheckpointer. Differs: save() says where it wrote, load() is asked for.
 class MARLIN_ABI AbstractCheckpointer {

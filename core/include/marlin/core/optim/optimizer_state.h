@@ -22,7 +22,8 @@ class MARLIN_ABI Stateful {
 };
 
 /// The optimizer's state in Python's form and under Python's names, so that `optimizer.load_state_dict` takes it. Tensors
-/// are the live ones, not copies. Knows torch::optim::SGD, Adam, AdamW, Adagrad, RMSprop, and whatever is Stateful.
+/// are the live ones, not copies; `step` is a float32 tensor of its own. Knows torch::optim::SGD, Adam, AdamW, Adagrad, RMSprop, what
+/// derives from them (fused.h), and whatever is Stateful.
 /// @throws Error kUnsupported naming the optimizer's type, for any other.
 [[nodiscard]] MARLIN_ABI StateDict get_state(const torch::optim::Optimizer& optimizer);
 
