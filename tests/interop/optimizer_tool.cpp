@@ -148,8 +148,7 @@ void train_fused(const Make& make, const std::string& file, const std::string& o
   }
   root.set("parameters", copies(model));
   root.set("optimizer", marlin::optim::get_state(*optimizer));
-  FileSink sink(out);
-  marlin::write_archive(sink, root, {});
+  marlin::write_archive(out, root, {});
 }
 
 }  // namespace
