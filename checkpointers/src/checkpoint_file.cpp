@@ -2,7 +2,6 @@
 
 #include "marlin/checkpointers/archive.h"
 #include "marlin/checkpointers/default_checkpointer.h"
-#include "marlin/checkpointers/durable_file.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
 
@@ -21,8 +20,9 @@ StateDict take_part(StateDict& root, const char* part, const std::filesystem::pa
 
 }  // namespace
 
-Checkpoint read_checkpoint(const std::filesystem::path& file) {
-  Archive archive = read_archive(file);
+Checkpoint read_checkpoint(const std::filesystem::path& file, Verify verify, Verified* verified) {
+  Archive archive = read_archive(file, verify);
+  if (verified != nullptr) *verified = archive.verified;
   Checkpoint checkpoint;
   checkpoint.module_interface_state = take_part(archive.root, kParts[0], file);
   checkpoint.trainer_state = take_part(archive.root, kParts[1], file);
@@ -31,7 +31,7 @@ Checkpoint read_checkpoint(const std::filesystem::path& file) {
   return checkpoint;
 }
 
-void write_checkpoint(const std::filesystem::path& file, const Checkpoint& checkpoint, const SavePoint& point) {
+void write_checkpoint(const std::filesystem::path& file, const Checkpoint& checkpoint, const SavePoint& point, Durability durability, FileSystem& file_system) {
   const StateDict root = {{kParts[0], checkpoint.module_interface_state}, {kParts[1], checkpoint.trainer_state}, {kParts[2], checkpoint.trainer_backend_state}};
   CommitRecord record;
   record.kind = "full";
@@ -42,15 +42,15 @@ void write_checkpoint(const std::filesystem::path& file, const Checkpoint& check
   record.cause = to_string(point.cause);
   record.run_id = point.run_id;
   record.metrics = point.metrics;
-  write_atomically(file, [&](ByteSink& sink) { write_archive(sink, root, record); });
+  write_archive(file, root, record, durability, file_system);
 }
 
-void write_model(const std::filesystem::path& file, const StateDict& model_state, int64_t index) {
+void write_model(const std::filesystem::path& file, const StateDict& model_state, int64_t index, Durability durability, FileSystem& file_system) {
   CommitRecord record;
   record.kind = "model";
   record.unit = to_string(Unit::kEpoch);
   record.index = record.epoch = index;
-  write_atomically(file, [&](ByteSink& sink) { write_archive(sink, model_state, record); });
+  write_archive(file, model_state, record, durability, file_system);
 }
 
 }  // namespace marlin

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <utility>
 
+#include "marlin/checkpointers/archive_reader.h"
 #include "marlin/checkpointers/durable_file.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
@@ -69,17 +70,44 @@ std::vector<fs::path> files_in(const fs::path& folder, const CheckpointNames& na
   return result;
 }
 
-std::vector<fs::path> newest_first(const fs::path& folder, const CheckpointNames& names, Form form) {
-  std::vector<fs::path> files = files_in(folder, names, [form](const auto& parsed) { return parsed.form == form; });
-  const auto index = [&](const fs::path& file) { return names.parse(file.filename().string())->index; };
-  std::sort(files.begin(), files.end(), [&](const fs::path& a, const fs::path& b) { return index(a) > index(b); });
-  return files;
+// Epoch and step files of a folder, each kind with the newest first. Names are looked at once each: there may be very many.
+struct ByAge {
+  std::vector<fs::path> epochs, steps;
+};
+
+ByAge by_age(const fs::path& folder, const CheckpointNames& names) {
+  using Found = std::pair<int64_t, fs::path>;
+  std::vector<Found> found[2];
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const auto parsed = names.parse(entry->path().filename().native());
+    std::error_code ignored;
+    if (!parsed || (parsed->form != Form::kEpoch && parsed->form != Form::kStep) || !entry->is_regular_file(ignored)) continue;
+    found[parsed->form == Form::kStep].emplace_back(parsed->index, entry->path());
+  }
+  const auto sorted = [](std::vector<Found>& files) {
+    std::sort(files.begin(), files.end(), [](const Found& a, const Found& b) { return a.first > b.first; });
+    std::vector<fs::path> paths;
+    paths.reserve(files.size());
+    for (Found& file : files) paths.push_back(std::move(file.second));
+    return paths;
+  };
+  return {sorted(found[0]), sorted(found[1])};
 }
 
 int64_t global_step(const Checkpoint& checkpoint) {
   const Value* step = checkpoint.trainer_backend_state.find("global_step_completed");
   const auto* number = step == nullptr ? nullptr : step->get_if<int64_t>();
   return number == nullptr ? -1 : *number;
+}
+
+bool can_be_opened(const fs::path& file) {
+  try {
+    ArchiveReader(file, Verify::kOff);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 bool is_set(const std::optional<std::string>& option) { return option && !option->empty(); }
@@ -96,13 +124,17 @@ std::vector<OptionField<DefaultCheckpointerOptions>> DefaultCheckpointerOptions:
       option_field("load_dir", &O::load_dir, "Folder to resume from; its newest checkpoint is taken. None there is an error."),
       option_field("load_filename", &O::load_filename, "File in load_dir to resume from, instead of the newest."),
       option_field("delete_existing_checkpoints", &O::delete_existing_checkpoints, "Start over: remove files that an earlier run of this checkpointer left."),
+      option_field("keep_last", &O::keep_last, "Remove older checkpoints once this many are there, of epochs and of steps each; 0: none; never model files.", {.min = 0}),
       option_field("log_level", &O::log_level, "The least that this checkpointer logs.", {.choices = {"DEBUG", "INFO", "WARNING", "ERROR", "OFF"}}),
   };
 }
 
-DefaultCheckpointer::DefaultCheckpointer(DefaultCheckpointerOptions options, const HostContext& host)
-    : options_(std::move(options)), names_(options_.file_prefix, options_.file_ext), host_(host) {
+DefaultCheckpointer::DefaultCheckpointer(DefaultCheckpointerOptions options, const HostContext& host, FileSystem& file_system)
+    : options_(std::move(options)), names_(options_.file_prefix, options_.file_ext), host_(host), file_system_(file_system) {
   validate(options_, "checkpointer.");
+  if (options_.keep_last == 1) {
+    throw Error(Errc::kInvalidArgument, "checkpointer.keep_last: 1 is refused: if that file turned out broken, none would be left; give 2 or more, or 0 for all");
+  }
   if (options_.save_dir.empty()) throw Error(Errc::kInvalidArgument, "checkpointer.save_dir: must not be empty; '.' is the working directory");
   set_schedule({options_.checkpoint, options_.period});
   set_name("default");
@@ -162,26 +194,52 @@ void DefaultCheckpointer::do_open(const RunStart& start) {
 
 void DefaultCheckpointer::remove_superseded() {
   if (superseded_.empty()) return;
-  std::error_code error;
-  fs::remove(superseded_, error);
   const LevelFilter log(host_.logger, options_.log_level);
-  if (error) log.warning("cannot remove ", superseded_.string(), ": ", error.message());
-  else log.info("removed ", superseded_.string());
+  try {
+    file_system_.remove(superseded_);
+    log.info("removed ", superseded_.string());
+  } catch (const Error& error) {
+    log.warning(error.what());
+  }
   superseded_.clear();
 }
 
 std::vector<std::string> DefaultCheckpointer::do_save(const Checkpoint& checkpoint, const SavePoint& point) {
   const fs::path file = fs::path(options_.save_dir) / names_.name(point.unit == Unit::kEpoch ? Form::kEpoch : Form::kStep, point.index);
-  write_checkpoint(file, checkpoint, point);
+  write_checkpoint(file, checkpoint, point, Durability::kDurable, file_system_);
   if (file == superseded_) superseded_.clear();
   remove_superseded();
+  evict(file);
   return {file.string()};
+}
+
+// What was just written counts as one of those that are kept, whatever its number: a run that went on from an older checkpoint
+// may find higher ones here. Of the others only those count that can be opened; one that cannot is left for a person to look at.
+void DefaultCheckpointer::evict(const fs::path& just_written) {
+  if (options_.keep_last == 0) return;
+  const LevelFilter log(host_.logger, options_.log_level);
+  const ByAge files = by_age(just_written.parent_path(), names_);
+  const bool is_epoch = std::find(files.steps.begin(), files.steps.end(), just_written) == files.steps.end();
+  int64_t kept = 1;
+  for (const fs::path& file : is_epoch ? files.epochs : files.steps) {
+    if (file == just_written) continue;
+    if (kept < options_.keep_last) {
+      if (can_be_opened(file)) ++kept;
+      continue;
+    }
+    try {
+      file_system_.remove(file);
+      log.info("removed ", file.string(), " (keep_last ", options_.keep_last, ")");
+    } catch (const Error& error) {
+      log.warning(error.what());
+    }
+  }
 }
 
 std::vector<std::string> DefaultCheckpointer::do_save_model(const StateDict& model_state, int64_t index) {
   if (!keeps_models()) return {};
   const fs::path file = model_folder() / names_.name(Form::kModel, index);
-  write_model(file, model_state, index);
+  write_model(file, model_state, index, Durability::kDurable, file_system_);
   return {file.string()};
 }
 
@@ -196,13 +254,13 @@ bool DefaultCheckpointer::do_wants_load() const { return is_set(options_.load_di
 Checkpoint DefaultCheckpointer::do_load(const LoadRequest& request) {
   if (request.from == LoadRequest::From::kPath) {
     std::error_code error;
-    if (!fs::is_directory(request.path, error)) return read_checkpoint(request.path);
+    if (!fs::is_directory(request.path, error)) return read(request.path);
     Checkpoint found = load_newest(request.path);
     if (found.empty() && request.required) throw Error(Errc::kNotFound, concat("no checkpoint '", names_.name(Form::kEpoch, 0), "' or later in ", request.path));
     return found;
   }
   if (is_set(options_.load_filename)) {
-    return read_checkpoint(fs::path(is_set(options_.load_dir) ? *options_.load_dir : options_.save_dir) / *options_.load_filename);
+    return read(fs::path(is_set(options_.load_dir) ? *options_.load_dir : options_.save_dir) / *options_.load_filename);
   }
   std::vector<std::string> searched;
   if (is_set(options_.load_dir)) searched.push_back(*options_.load_dir);
@@ -216,12 +274,22 @@ Checkpoint DefaultCheckpointer::do_load(const LoadRequest& request) {
   return {};
 }
 
+Checkpoint DefaultCheckpointer::read(const fs::path& file) const {
+  Verified verified = Verified::kNothing;
+  Checkpoint found = read_checkpoint(file, Verify::kFull, &verified);
+  if (verified != Verified::kHashes) {
+    LevelFilter(host_.logger, options_.log_level).info(file.string(), " could not be verified: it has no commit record with hashes; its checksums (CRC-32) are right");
+  }
+  return found;
+}
+
 Checkpoint DefaultCheckpointer::load_newest(const fs::path& folder) const {
   Checkpoint found[2];
   std::string problem;
-  for (const Form form : {Form::kEpoch, Form::kStep}) {
+  const ByAge files = by_age(folder, names_);
+  for (const auto* candidates : {&files.epochs, &files.steps}) {
     try {
-      found[form == Form::kStep] = newest_whole(newest_first(folder, names_, form));
+      found[candidates == &files.steps] = newest_whole(*candidates);
     } catch (const Error& error) {
       if (error.code() != Errc::kCorrupt) throw;
       problem = error.what();
@@ -242,7 +310,7 @@ Checkpoint DefaultCheckpointer::newest_whole(const std::vector<fs::path>& newest
   std::string first_problem;
   for (const fs::path& file : newest_first) {
     try {
-      Checkpoint found = read_checkpoint(file);
+      Checkpoint found = read(file);
       if (!first_problem.empty()) log.warning("a newer checkpoint is broken and was passed over: ", first_problem);
       return found;
     } catch (const Error& error) {

@@ -1,13 +1,12 @@
 #include "marlin/checkpointers/durable_file.h"
 
-#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <charconv>
-#include <cstring>
 #include <fstream>
+#include <memory>
 #include <optional>
 #include <sstream>
 #include <vector>
@@ -17,10 +16,6 @@
 
 namespace marlin {
 namespace {
-
-[[noreturn]] void fail(const char* what, const std::filesystem::path& path) {
-  throw Error(Errc::kIo, concat("cannot ", what, " ", path.string(), ": ", std::strerror(errno)));
-}
 
 std::string host_name() {
   char name[256] = {};
@@ -45,38 +40,6 @@ std::optional<uint64_t> start_time(int64_t pid) {
   std::from_chars(field.data(), field.data() + field.size(), value);
   return value;
 }
-
-class FileSink final : public ByteSink {
- public:
-  explicit FileSink(std::filesystem::path path) : path_(std::move(path)) {
-    file_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (file_ < 0) fail("write", path_);
-  }
-  ~FileSink() override {
-    if (file_ >= 0) ::close(file_);
-  }
-
-  void append(std::span<const std::byte> bytes) override {
-    constexpr size_t kPiece = size_t{1} << 20;  // larger writes are erratic in time
-    while (!bytes.empty()) {
-      const ssize_t written = ::write(file_, bytes.data(), std::min(bytes.size(), kPiece));
-      if (written < 0) {
-        if (errno == EINTR) continue;
-        fail("write", path_);
-      }
-      bytes = bytes.subspan(static_cast<size_t>(written));
-    }
-  }
-
-  void close() {
-    const int file = std::exchange(file_, -1);
-    if (::close(file) != 0 && errno != EINTR) fail("write", path_);
-  }
-
- private:
-  std::filesystem::path path_;
-  int file_ = -1;
-};
 
 struct Temporary {
   std::string name, host;
@@ -112,6 +75,14 @@ bool is_running(const Temporary& temporary) {
   return !start || *start == temporary.start;  // another start time: the number was given to another process
 }
 
+// On the way out of a failure, which is what the caller is to hear of.
+void remove_quietly(FileSystem& file_system, const std::filesystem::path& path) {
+  try {
+    file_system.remove(path);
+  } catch (const Error&) {  // swept at the next start
+  }
+}
+
 }  // namespace
 
 std::string temporary_name(std::string_view name) {
@@ -120,20 +91,24 @@ std::string temporary_name(std::string_view name) {
   return concat(".", name, ".", host, ".", pid, ".", start_time(pid).value_or(0), ".tmp");
 }
 
-void write_atomically(const std::filesystem::path& target, const std::function<void(ByteSink&)>& write) {
-  std::error_code error;
-  if (target.has_parent_path()) std::filesystem::create_directories(target.parent_path(), error);
-  if (error) throw Error(Errc::kIo, concat("cannot make folder ", target.parent_path().string(), ": ", error.message()));
-  const std::filesystem::path temporary = target.parent_path() / temporary_name(target.filename().string());
+void write_atomically(const std::filesystem::path& target, uint64_t size_bytes, const std::function<void(WritableFile&)>& write,
+                      Durability durability, FileSystem& file_system) {
+  const std::filesystem::path folder = target.parent_path();
+  if (!folder.empty()) file_system.make_directories(folder);
+  if (const uint64_t free_bytes = file_system.free_space(folder); free_bytes < size_bytes) throw_no_space(target, size_bytes, free_bytes);
+  const std::filesystem::path temporary = folder / temporary_name(target.filename().string());
   try {
-    FileSink sink(temporary);
-    write(sink);
-    sink.close();
-    if (::rename(temporary.c_str(), target.c_str()) != 0) fail("write", target);
+    const std::unique_ptr<WritableFile> file = file_system.create(temporary, target);
+    file->reserve(size_bytes);
+    write(*file);
+    if (durability == Durability::kDurable) file->sync();
+    file->close();
+    file_system.rename(temporary, target);
   } catch (...) {
-    ::unlink(temporary.c_str());
+    remove_quietly(file_system, temporary);
     throw;
   }
+  if (durability == Durability::kDurable) file_system.sync_directory(folder);
 }
 
 int remove_stale_temporaries(const std::filesystem::path& folder, const std::function<bool(std::string_view)>& ours) {

@@ -13,6 +13,20 @@
 
 namespace marlin::bench {
 
+namespace {
+
+std::map<std::string, std::string>& options() {
+  static std::map<std::string, std::string> given;
+  return given;
+}
+
+}  // namespace
+
+std::string option(const std::string& name, const std::string& fallback) {
+  const auto at = options().find(name);
+  return at == options().end() ? fallback : at->second;
+}
+
 void run_interleaved(std::vector<Contender>& contenders, int blocks) {
   for (Contender& contender : contenders) static_cast<void>(contender.block());
   for (int i = 0; i < blocks; ++i) {
@@ -67,21 +81,27 @@ bool print_bound(const std::string& bench_case, const std::string& what, double 
 }  // namespace marlin::bench
 
 int main(int argc, char** argv) {
-  const std::map<std::string, bool (*)()> cases = {{"optimizer", marlin::bench::optimizer}, {"overhead", marlin::bench::overhead}};
-  if (argc < 2) {
-    std::fprintf(stderr, "usage: marlin_bench CASE...; there are:");
+  using namespace marlin::bench;
+  const std::map<std::string, bool (*)()> cases = {{"checkpoint", checkpoint}, {"optimizer", optimizer}, {"overhead", overhead}};
+  const auto usage = [&](const std::string& problem) {
+    std::fprintf(stderr, "%susage: marlin_bench CASE... [--dir FOLDER]; there are:", problem.c_str());
     for (const auto& [name, run] : cases) std::fprintf(stderr, " %s", name.c_str());
     std::fprintf(stderr, "\n");
     return 2;
-  }
-  bool ok = true;
+  };
+  std::vector<bool (*)()> chosen;
   for (int i = 1; i < argc; ++i) {
-    const auto found = cases.find(argv[i]);
-    if (found == cases.end()) {
-      std::fprintf(stderr, "no case '%s'\n", argv[i]);
-      return 2;
+    const std::string word = argv[i];
+    if (word == "--dir" && i + 1 < argc) {
+      options()["dir"] = argv[++i];
+    } else if (const auto found = cases.find(word); found != cases.end()) {
+      chosen.push_back(found->second);
+    } else {
+      return usage("no case '" + word + "'\n");
     }
-    ok &= found->second();
   }
+  if (chosen.empty()) return usage("");
+  bool ok = true;
+  for (const auto& run : chosen) ok &= run();
   return ok ? 0 : 1;
 }

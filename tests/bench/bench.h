@@ -28,7 +28,11 @@ void print_csv(const std::string& bench_case, const Contender& contender, double
 /// Prints `bound,<case>,<what>,<measured>,<limit>,<ok|short>`. @return whether measured <= limit.
 bool print_bound(const std::string& bench_case, const std::string& what, double measured, double limit);
 
+/// What was given as `--name value`, or `fallback`.
+[[nodiscard]] std::string option(const std::string& name, const std::string& fallback);
+
 /// The cases. @return whether every bound holds.
+bool checkpoint();
 bool overhead();
 bool optimizer();
 

@@ -112,7 +112,7 @@ class HelpTest(CliTest):
     FLAGS = ("epochs", "max_steps", "train_batch_size", "val_batch_size", "micro_batch_limit", "clip_grads", "max_grad_norm", "reset_optimizers_schedulers", "seed", "device", "backend", "checkpointer",
              "plugin_path", "writers", "resume", "init_from", "validate_only", "writer.dir", "progress", "log_level", "config", "print_config", "help", "version", "module.hidden", "module.lr", "module.data",
              "checkpointer.checkpoint", "checkpointer.period", "checkpointer.save_dir", "checkpointer.model_state_save_dir", "checkpointer.load_dir", "checkpointer.load_filename", "checkpointer.file_prefix",
-             "checkpointer.file_ext", "checkpointer.delete_existing_checkpoints", "checkpointer.log_level")
+             "checkpointer.file_ext", "checkpointer.delete_existing_checkpoints", "checkpointer.keep_last", "checkpointer.log_level")
 
     def test_every_flag_stands_in_the_help(self):
         finished = self.ok("--help")

@@ -14,7 +14,7 @@ SOURCES = ("*.h", "*.cpp", "*.inc")
 INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
 # What a user of the package need not have, so that no public header may need it.
-FOREIGN = {"boost/": "Boost", "spdlog/": "spdlog", "fmt/": "fmt", "nlohmann/": "nlohmann-json", "isa-l": "ISA-L", "gloo/": "gloo"}
+FOREIGN = {"boost/": "Boost", "spdlog/": "spdlog", "fmt/": "fmt", "nlohmann/": "nlohmann-json", "isa-l": "ISA-L", "xxh": "xxHash", "gloo/": "gloo"}
 DISTRIBUTED = ("torch/csrc/distributed/", "c10d/")
 # Public headers that may include all of LibTorch (half a minute for each file that includes them), and why.
 MAY_INCLUDE_TORCH = {}

@@ -5,7 +5,6 @@
 // Exit status: 0; 1 and "<code>: <message>" on standard output if libmarlin refuses.
 #include <torch/torch.h>
 
-#include <fstream>
 #include <iostream>
 #include <limits>
 #include <string_view>
@@ -15,18 +14,6 @@
 
 namespace marlin {
 namespace {
-
-class FileSink : public ByteSink {
- public:
-  explicit FileSink(const char* path) : file_(path, std::ios::binary) {}
-  void append(std::span<const std::byte> bytes) override {
-    file_.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-    if (!file_) throw Error(Errc::kIo, "cannot write");
-  }
-
- private:
-  std::ofstream file_;
-};
 
 at::Tensor patterned(at::ScalarType type, int64_t size) {
   at::Tensor bytes = torch::arange(size * static_cast<int64_t>(c10::elementSize(type)), at::kInt).mul_(37).add_(11);
@@ -98,14 +85,12 @@ int run(int argc, char** argv) {
     CommitRecord record{.kind = "full", .unit = "epoch", .index = 3, .epoch = 3, .global_step = 40, .cause = "period", .run_id = "r1"};
     record.metrics.set("val/loss", 0.25);
     record.metrics.set("val/nan", std::numeric_limits<double>::quiet_NaN());
-    FileSink sink(argv[2]);
-    write_archive(sink, {{"dtypes", dtypes()}, {"tensors", tensors()}, {"values", values()}, {"ordered", ordered()}}, record);
+    write_archive(argv[2], {{"dtypes", dtypes()}, {"tensors", tensors()}, {"values", values()}, {"ordered", ordered()}}, record);
     return 0;
   }
   if (command == "rewrite" && argc == 4) {
     const Archive archive = read_archive(argv[2]);
-    FileSink sink(argv[3]);
-    write_archive(sink, archive.root, archive.record.value_or(CommitRecord{.kind = "model", .unit = "epoch"}));
+    write_archive(argv[3], archive.root, archive.record.value_or(CommitRecord{.kind = "model", .unit = "epoch"}));
     return 0;
   }
   std::cerr << "usage: archive_tool write FILE | rewrite IN OUT\n";

@@ -10,7 +10,6 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <map>
 
@@ -91,17 +90,6 @@ List copies(const std::vector<at::Tensor>& tensors) {
   return list;
 }
 
-class FileSink final : public marlin::ByteSink {
- public:
-  explicit FileSink(const std::string& path) : out_(path, std::ios::binary) { out_.exceptions(std::ios::badbit | std::ios::failbit); }
-  void append(std::span<const std::byte> bytes) override {
-    out_.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  }
-
- private:
-  std::ofstream out_;
-};
-
 void write(const Make& make, const std::string& file) {
   const std::vector<at::Tensor> model = parameters();
   const auto optimizer = make(groups_of(model));
@@ -114,8 +102,7 @@ void write(const Make& make, const std::string& file) {
   root.set("gradients", gradients);
   train(*optimizer, model, gradients);
   root.set("expected", copies(model));
-  FileSink sink(file);
-  marlin::write_archive(sink, root, {});
+  marlin::write_archive(file, root, {});
 }
 
 double check(const Make& make, const std::string& file) {
@@ -161,8 +148,7 @@ void train_fused(const Make& make, const std::string& file, const std::string& o
   }
   root.set("parameters", copies(model));
   root.set("optimizer", marlin::optim::get_state(*optimizer));
-  FileSink sink(out);
-  marlin::write_archive(sink, root, {});
+  marlin::write_archive(out, root, {});
 }
 
 }  // namespace

@@ -1,12 +1,17 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 
+#include <memory>
+#include <span>
+#include <utility>
+
 #include "archive/commit_record.h"
 #include "archive/pickle_writer.h"
 #include "archive/scalar_types.h"
 #include "archive/state_plan.h"
 #include "archive/zip_writer.h"
 #include "marlin/checkpointers/archive.h"
+#include "marlin/checkpointers/durable_file.h"
 #include "marlin/sdk/text.h"
 
 namespace marlin {
@@ -87,11 +92,11 @@ void StatePickler::tensor(const PlannedTensor& planned) {
   });
 }
 
-// Everything about a file but the tensors' bytes.
+// Everything about a file but the tensors' bytes, and what depends on them.
 struct Prepared {
   StatePlan plan;
   std::string pickle;
-  std::string json;
+  CommitRecord record;  ///< The hashes are still zero.
   ZipLayout layout;
 };
 
@@ -101,8 +106,12 @@ Prepared prepare(const StateDict& root, const CommitRecord& record) {
   Prepared file;
   file.plan = plan_state(root);
   file.pickle = StatePickler(file.plan).pickle(root);
-  file.json = to_json(record);
-  const auto add = [&](const std::string& name, uint64_t size) { file.layout.add(kRoot + name, size); };
+  file.record = record;
+  file.record.records.clear();
+  const auto add = [&](const std::string& name, uint64_t size) {
+    file.layout.add(kRoot + name, size);
+    file.record.records.push_back({name, size, to_hex({})});
+  };
   add("data.pkl", file.pickle.size());
   add(".format_version", 1);
   add(".storage_alignment", 2);
@@ -110,18 +119,18 @@ Prepared prepare(const StateDict& root, const CommitRecord& record) {
   for (size_t i = 0; i < file.plan.storages.size(); ++i) add(concat("data/", i), file.plan.storages[i].size_bytes());
   add("version", 2);
   add(".data/serialization_id", kSerializationIdSize);
-  add(kCommitRecord, file.json.size());
+  file.layout.add(concat(kRoot, kCommitRecord), to_json(file.record).size());  // hashes are of fixed width, so this is its size in the end
   return file;
 }
 
 // 40 digits that depend on the names and bytes of the records before, so that equal states have equal ids.
-std::string serialization_id(const ZipLayout& layout, const std::vector<uint32_t>& checksums) {
+std::string serialization_id(const ZipLayout& layout, std::span<const RecordDigest> digests) {
   uint64_t names = 0xcbf29ce484222325;  // FNV-1a
   uint64_t bytes = names;
   const auto mix = [](uint64_t& hash, uint64_t value) { hash = (hash ^ value) * 0x100000001b3; };
-  for (size_t i = 0; i < checksums.size(); ++i) {
+  for (size_t i = 0; i < digests.size(); ++i) {
     for (const char c : layout.records()[i].name) mix(names, static_cast<unsigned char>(c));
-    mix(bytes, checksums[i]);
+    mix(bytes, digests[i].checksum);
   }
   std::string digits;
   for (const uint64_t hash : {names, bytes}) {
@@ -131,30 +140,43 @@ std::string serialization_id(const ZipLayout& layout, const std::vector<uint32_t
   return digits;
 }
 
-void write_storage(ZipWriter& zip, const c10::Storage& storage) {
-  const auto write = [&](const void* data) { zip.append({static_cast<const std::byte*>(data), storage.nbytes()}); };
-  if (storage.device().is_cpu() || storage.nbytes() == 0) return write(storage.data());
+// One that is not on the CPU is copied there when it is its turn.
+RecordBytes bytes_of(const c10::Storage& storage) {
+  const auto span_of = [&](const void* data) { return std::span(static_cast<const std::byte*>(data), storage.nbytes()); };
+  if (storage.device().is_cpu() || storage.nbytes() == 0) return {span_of(storage.data())};
+  const c10::NoGradGuard no_grad;  // of the writing thread
   const auto size = static_cast<int64_t>(storage.nbytes());
   const at::Tensor there = at::empty({0}, at::TensorOptions().dtype(at::kByte).device(storage.device())).set_(storage, 0, {size}, {1});
-  write(there.cpu().const_data_ptr());
+  const auto here = std::make_shared<const at::Tensor>(there.cpu());
+  return {span_of(here->const_data_ptr()), here};
+}
+
+RecordSource text_source(std::string_view text) {
+  return [text] { return RecordBytes{std::as_bytes(std::span(text))}; };
+}
+
+void write_to(WritableFile& file, Prepared prepared, bool start_flush) {
+  std::vector<RecordSource> sources = {text_source(prepared.pickle), text_source("1"), text_source("64"), text_source("little")};
+  static_assert(kAlignment == 64);
+  for (const PlannedStorage& storage : prepared.plan.storages) sources.push_back([&storage] { return bytes_of(storage.storage); });
+  sources.push_back(text_source("3\n"));
+  ZipWriter zip(file, prepared.layout, start_flush);
+  zip.write(sources);
+  zip.append(serialization_id(prepared.layout, zip.digests()));
+  for (size_t i = 0; i < zip.digests().size(); ++i) prepared.record.records[i].xxh3_128 = to_hex(zip.digests()[i].hash);
+  zip.append(to_json(prepared.record));
+  zip.finish();
 }
 
 }  // namespace
 }  // namespace archive
 
-void write_archive(ByteSink& sink, const StateDict& root, const CommitRecord& record) {
+void write_archive(const std::filesystem::path& file, const StateDict& root, const CommitRecord& record, Durability durability, FileSystem& file_system) {
   const c10::NoGradGuard no_grad;
-  const archive::Prepared file = archive::prepare(root, record);
-  archive::ZipWriter zip(sink, file.layout);
-  zip.append(file.pickle);
-  zip.append("1");
-  zip.append(std::to_string(archive::kAlignment));
-  zip.append("little");
-  for (const archive::PlannedStorage& storage : file.plan.storages) archive::write_storage(zip, storage.storage);
-  zip.append("3\n");
-  zip.append(archive::serialization_id(file.layout, zip.checksums()));
-  zip.append(file.json);
-  zip.finish();
+  archive::Prepared prepared = archive::prepare(root, record);
+  const uint64_t size = prepared.layout.file_size();
+  const auto write = [&](WritableFile& to) { archive::write_to(to, std::move(prepared), durability == Durability::kDurable); };
+  write_atomically(file, size, write, durability, file_system);
 }
 
 uint64_t archive_size(const StateDict& root, const CommitRecord& record) {

@@ -2,16 +2,21 @@
 
 #include <torch/version.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "archive/hash.h"
 #include "archive/report.h"
 
 namespace marlin::archive {
 namespace {
 
 using Json = nlohmann::ordered_json;  // metrics keep their order
+
+constexpr const char* kRecordsKey = "records";
+constexpr const char* kHashKey = "xxh3_128";
 
 // JSON has no NaN and no infinities.
 Json number_to_json(double value) {
@@ -43,19 +48,58 @@ std::string text_at(const Json& json, const char* key) {
   return at->get<std::string>();
 }
 
-Json parse(std::string_view text) {
-  // Deeper than anything that is written; the parser itself takes any depth.
-  const auto shallow = [](int depth, Json::parse_event_t, Json&) {
+enum class Take { kRecords, kAllElse };
+
+// The list of records is taken apart from the rest: an ordered object looks at every key for each that it gets.
+template <class AnyJson>
+AnyJson parse(std::string_view text, Take take) {
+  using Event = typename AnyJson::parse_event_t;
+  const auto wanted = [take](int depth, Event event, const AnyJson& value) {
+    // Deeper than anything that is written; the parser itself takes any depth.
     if (depth > kMaxDepth) corrupt(kCommitRecord, "is nested too deeply");
-    return true;
+    return event != Event::key || depth != 1 || (value == kRecordsKey) == (take == Take::kRecords);
   };
   try {
-    Json json = Json::parse(text, shallow);
+    AnyJson json = AnyJson::parse(text, wanted);
     if (!json.is_object()) corrupt(kCommitRecord, "is no JSON object");
     return json;
-  } catch (const Json::exception&) {
+  } catch (const nlohmann::json::exception&) {
     corrupt(kCommitRecord, "is not JSON");
   }
+}
+
+// The record ends with its own hash, which covers every byte before the digits; the bytes after them can be only these.
+constexpr std::string_view kBeforeHash = ",\n \"xxh3_128\": \"";
+constexpr std::string_view kAfterHash = "\"\n}\n";
+
+// Names are those of our own records: nothing in them needs an escape.
+std::string records_to_json(const std::vector<RecordEntry>& records) {
+  std::string json = ",\n \"records\": {";
+  for (const RecordEntry& record : records) {
+    json += concat(&record == &records.front() ? "\n  \"" : ",\n  \"", record.name, "\": {\"size\": ", record.size, ", \"xxh3_128\": \"", record.xxh3_128, "\"}");
+  }
+  return json + "\n }";
+}
+
+std::vector<RecordEntry> records_of(const nlohmann::json& json) {
+  if (!json.is_object()) corrupt(kCommitRecord, "its list of records is no JSON object");
+  std::vector<RecordEntry> records;
+  records.reserve(json.size());
+  for (const auto& [name, entry] : json.items()) {
+    const bool sized = entry.is_object() && entry.contains("size") && entry["size"].is_number_unsigned();
+    const bool hashed = sized && entry.contains("xxh3_128") && entry["xxh3_128"].is_string();
+    if (!hashed || !hash_of_hex(entry["xxh3_128"].get<std::string>())) corrupt(kCommitRecord, concat("records: '", printable(name), "' has no size and hash"));
+    records.push_back({name, entry["size"].get<uint64_t>(), entry["xxh3_128"].get<std::string>()});
+  }
+  return records;
+}
+
+void check_own_hash(std::string_view text) {
+  const size_t after = text.size() - std::min(text.size(), kAfterHash.size());
+  const size_t digits = after - std::min(after, kHexDigits);
+  const bool in_place = text.substr(after) == kAfterHash && text.substr(0, digits).ends_with(kBeforeHash);
+  if (!in_place) corrupt(kCommitRecord, "does not end with its own hash");
+  if (hash_of_hex(text.substr(digits, kHexDigits)) != hash_of(text.substr(0, digits))) corrupt(kCommitRecord, "its bytes do not match its own hash (XXH3)");
 }
 
 }  // namespace
@@ -76,11 +120,16 @@ std::string to_json(const CommitRecord& record) {
       {"torch_version", record.torch_version.empty() ? TORCH_VERSION : record.torch_version},
       {"metrics", metrics},
   };
-  return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  std::string text = json.dump(1, ' ', false, Json::error_handler_t::replace);
+  text.resize(text.size() - std::string_view("\n}").size());
+  text += records_to_json(record.records);
+  text += kBeforeHash;
+  const std::string hash = to_hex(hash_of(text));
+  return text.append(hash).append(kAfterHash);
 }
 
 CommitRecord commit_record_of(std::string_view text) {
-  const Json json = parse(text);
+  const Json json = parse<Json>(text, Take::kAllElse);
   CommitRecord record;
   record.format_version = integer_at(json, "format_version");
   if (record.format_version > kFormatVersion) {
@@ -100,6 +149,12 @@ CommitRecord commit_record_of(std::string_view text) {
   if (const auto metrics = json.find("metrics"); metrics != json.end()) {
     if (!metrics->is_object()) corrupt(kCommitRecord, "'metrics' is no JSON object");
     for (const auto& [name, value] : metrics->items()) record.metrics.set(name, number_of(name, value));
+  }
+  const auto list = parse<nlohmann::json>(text, Take::kRecords);
+  if (json.contains(kHashKey) != list.contains(kRecordsKey)) corrupt(kCommitRecord, "has a list of records without a hash of its own, or the reverse");
+  if (json.contains(kHashKey)) {  // this version's first writers wrote neither
+    check_own_hash(text);
+    record.records = records_of(list[kRecordsKey]);
   }
   return record;
 }

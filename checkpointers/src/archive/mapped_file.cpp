@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <system_error>
 
 #include "marlin/sdk/error.h"
@@ -42,5 +43,19 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
 }
 
 MappedFile::~MappedFile() { ::munmap(bytes_.data(), bytes_.size()); }
+
+void bring_in(std::span<const std::byte> bytes) {
+#ifdef MADV_POPULATE_READ
+  static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto start = reinterpret_cast<uintptr_t>(bytes.data());
+  const uintptr_t first = start / page * page;
+  int result = 0;
+  do {
+    result = ::madvise(reinterpret_cast<void*>(first), start + bytes.size() - first, MADV_POPULATE_READ);
+  } while (result != 0 && errno == EINTR);
+  // Before Linux 5.14 there is no such call (EINVAL); then pages come when they are read.
+  if (result != 0 && (errno == EFAULT || errno == EHWPOISON || errno == EIO)) fail("read", EIO);
+#endif
+}
 
 }  // namespace marlin::archive

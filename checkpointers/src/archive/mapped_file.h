@@ -23,4 +23,8 @@ class MappedFile {
   std::span<std::byte> bytes_;
 };
 
+/// Maps the pages of a range in one go, before they are read. A page that the device cannot deliver is an Error here, and would
+/// end the process (SIGBUS) if it were just read. @throws Error kIo; the text is the reason alone.
+void bring_in(std::span<const std::byte> bytes);
+
 }  // namespace marlin::archive

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <optional>
 
+#include "archive/mapped_file.h"
 #include "archive/report.h"
 #include "archive/zip_format.h"
 
@@ -51,13 +52,22 @@ const ZipRecord* ZipReader::find(const std::string& name) const {
 
 std::string_view ZipReader::bytes(const ZipRecord& record) const { return slice(record.data, record.size); }
 
-void ZipReader::verify(const ZipRecord& record) const {
+void ZipReader::require_stored(const ZipRecord& record) const {
   if (record.encrypted) unsupported(printable(record.name), "is encrypted");
   if (record.compressed) unsupported(printable(record.name), "is compressed; records of a checkpoint are stored as they are");
-  const std::string_view content = bytes(record);
-  if (crc32_gzip_refl(0, reinterpret_cast<const unsigned char*>(content.data()), content.size()) != record.checksum) {
-    corrupt(printable(record.name), "its bytes do not match their checksum (CRC-32)");
+}
+
+void ZipReader::verify(const ZipRecord& record) const {
+  require_stored(record);
+  constexpr size_t kPiece = size_t{1} << 20;
+  uint32_t checksum = 0;
+  for (std::string_view rest = bytes(record); !rest.empty();) {
+    const std::string_view piece = rest.substr(0, kPiece);
+    bring_in(std::as_bytes(std::span(piece)));
+    checksum = crc32_gzip_refl(checksum, reinterpret_cast<const unsigned char*>(piece.data()), piece.size());
+    rest.remove_prefix(piece.size());
   }
+  if (checksum != record.checksum) corrupt(printable(record.name), "its bytes do not match their checksum (CRC-32)");
 }
 
 std::string_view ZipReader::slice(uint64_t offset, uint64_t size) const {

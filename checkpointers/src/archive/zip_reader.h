@@ -35,7 +35,9 @@ class ZipReader {
   [[nodiscard]] const ZipRecord* find(const std::string& name) const;
   /// As they are in the file.
   [[nodiscard]] std::string_view bytes(const ZipRecord& record) const;
-  /// @throws Error kCorrupt if the record's bytes do not have its checksum; kUnsupported if it is compressed or encrypted.
+  /// @throws Error kUnsupported if it is compressed or encrypted.
+  void require_stored(const ZipRecord& record) const;
+  /// @throws Error kCorrupt if the record's bytes do not have its checksum; kUnsupported if it is compressed or encrypted; kIo.
   void verify(const ZipRecord& record) const;
 
  private:

@@ -5,14 +5,15 @@
 #include <algorithm>
 #include <stdexcept>
 
-namespace marlin {
+#include "archive/two_threads.h"
 
-ByteSink::~ByteSink() = default;
-
-namespace archive {
+namespace marlin::archive {
 namespace {
 
 using Record = ZipLayout::Record;
+
+constexpr uint64_t kPiece = uint64_t{1} << 20;  // fits the cache; calls of 4 MiB and more take erratic times
+constexpr uint64_t kFlush = uint64_t{8} << 20;
 
 bool is_large(uint64_t value) { return value >= kSeeZip64; }
 uint32_t field(uint64_t value) { return is_large(value) ? kSeeZip64 : static_cast<uint32_t>(value); }
@@ -132,49 +133,128 @@ void ZipLayout::add(std::string name, uint64_t size) {
   records_.push_back(std::move(record));
 }
 
-void ZipWriter::send(const std::string& bytes) {
-  sink_.append(std::as_bytes(std::span(bytes)));
-  position_ += bytes.size();
+// Writes on from a place in the file: large pieces as they come, small ones gathered.
+class ZipWriter::Pieces {
+ public:
+  Pieces(WritableFile& file, uint64_t position, bool start_flush) : file_(file), position_(position), flushed_(position), start_flush_(start_flush) {}
+
+  /// Where the next byte goes.
+  [[nodiscard]] uint64_t position() const noexcept { return position_ + gathered_.size(); }
+
+  void append(std::span<const std::byte> bytes) {
+    if (gathered_.size() + bytes.size() < kPiece / 2) {
+      gathered_.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+      return;
+    }
+    send_gathered();
+    send(bytes);
+  }
+  void append(std::string_view text) { append(std::as_bytes(std::span(text))); }
+
+  void finish() {
+    send_gathered();
+    if (start_flush_ && position_ > flushed_) file_.start_flush(flushed_, position_ - flushed_);
+  }
+
+ private:
+  void send_gathered() {
+    send(std::as_bytes(std::span(gathered_)));
+    gathered_.clear();
+  }
+  void send(std::span<const std::byte> bytes) {
+    if (bytes.empty()) return;
+    file_.write_at(position_, bytes);
+    position_ += bytes.size();
+    if (!start_flush_ || position_ - flushed_ < kFlush) return;
+    file_.start_flush(flushed_, position_ - flushed_);
+    flushed_ = position_;
+  }
+
+  WritableFile& file_;
+  uint64_t position_;  // of what was sent
+  uint64_t flushed_;
+  bool start_flush_;
+  std::string gathered_;
+};
+
+// Records that one thread writes one after the other.
+struct ZipWriter::Unit {
+  size_t begin, end;
+  uint64_t size_bytes;
+};
+
+ZipWriter::ZipWriter(WritableFile& file, const ZipLayout& layout, bool start_flush)
+    : file_(file), layout_(layout), start_flush_(start_flush), digests_(layout.records().size()) {}
+ZipWriter::~ZipWriter() = default;
+
+// Small neighbours together, so that they make one write; the largest first, so that both threads end at the same time.
+std::vector<ZipWriter::Unit> ZipWriter::units(size_t end) const {
+  const std::vector<Record>& records = layout_.records();
+  std::vector<Unit> units;
+  for (size_t i = next_; i < end; ++i) {
+    const uint64_t size = (i + 1 < records.size() ? records[i + 1].header : layout_.directory_offset()) - records[i].header;
+    if (!units.empty() && units.back().size_bytes + size < kPiece / 2) {
+      units.back().end = i + 1;
+      units.back().size_bytes += size;
+    } else {
+      units.push_back({i, i + 1, size});
+    }
+  }
+  std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.size_bytes > b.size_bytes; });
+  return units;
 }
 
-void ZipWriter::begin_record() {
-  if (checksums_.size() == layout_.records().size()) throw std::logic_error("more records than the archive's layout has");
-  send(local_header(layout_.records()[checksums_.size()]));
-  record_bytes_ = 0;
-  checksum_ = 0;
-  in_record_ = true;
+void ZipWriter::write(const std::vector<RecordSource>& sources) {
+  const size_t first = next_, end = next_ + sources.size();
+  if (tail_ != nullptr || end > digests_.size()) throw std::logic_error("more records than the archive's layout has here");
+  const std::vector<Unit> todo = units(end);
+  uint64_t total = 0;
+  for (const Unit& unit : todo) total += unit.size_bytes;
+  for_each_on_two_threads(todo.size(), total >= kWorthAThread, [&](size_t i) {
+    Pieces out(file_, layout_.records()[todo[i].begin].header, start_flush_);
+    for (size_t record = todo[i].begin; record < todo[i].end; ++record) {
+      const RecordBytes content = sources[record - first]();
+      write_record(record, content.bytes, out);
+    }
+    out.finish();
+  });
+  next_ = end;
 }
 
-void ZipWriter::end_record() {
-  send(descriptor(layout_.records()[checksums_.size()], checksum_));
-  checksums_.push_back(checksum_);
-  in_record_ = false;
-}
-
-void ZipWriter::append(std::span<const std::byte> bytes) {
-  constexpr size_t kPiece = size_t{1} << 20;  // hashed, then written while still in the cache
-  if (!in_record_) begin_record();
-  const Record& record = layout_.records()[checksums_.size()];
-  if (bytes.size() > record.size - record_bytes_) throw std::logic_error("a record is larger than the archive's layout says: " + record.name);
-  record_bytes_ += bytes.size();
-  position_ += bytes.size();
+// Pieces end where 1 MiB of the file does, so that no two writes share a page.
+void ZipWriter::write_record(size_t index, std::span<const std::byte> bytes, Pieces& out) {
+  const Record& record = layout_.records()[index];
+  if (bytes.size() != record.size) throw std::logic_error("a record is not as large as the archive's layout says: " + record.name);
+  out.append(local_header(record));
+  Hasher hasher;
+  uint32_t checksum = 0;
   while (!bytes.empty()) {
-    const auto piece = bytes.first(std::min(kPiece, bytes.size()));
-    checksum_ = crc32_gzip_refl(checksum_, reinterpret_cast<const unsigned char*>(piece.data()), piece.size());
-    sink_.append(piece);
+    const auto piece = bytes.first(std::min<uint64_t>(bytes.size(), kPiece - out.position() % kPiece));
+    hasher.update(piece);
+    checksum = crc32_gzip_refl(checksum, reinterpret_cast<const unsigned char*>(piece.data()), piece.size());
+    out.append(piece);
     bytes = bytes.subspan(piece.size());
   }
-  if (record_bytes_ == record.size) end_record();
+  out.append(descriptor(record, checksum));
+  digests_[index] = {checksum, hasher.digest()};
+}
+
+void ZipWriter::append(std::string_view text) {
+  if (next_ == digests_.size()) throw std::logic_error("more records than the archive's layout has");
+  if (tail_ == nullptr) tail_ = std::make_unique<Pieces>(file_, layout_.records()[next_].header, start_flush_);
+  write_record(next_, std::as_bytes(std::span(text)), *tail_);
+  ++next_;
 }
 
 void ZipWriter::finish() {
-  if (in_record_ || checksums_.size() != layout_.records().size()) throw std::logic_error("an archive is finished before its last record");
+  if (next_ != digests_.size()) throw std::logic_error("an archive is finished before its last record");
   std::string directory;
-  for (size_t i = 0; i < checksums_.size(); ++i) directory += central_header(layout_.records()[i], checksums_[i]);
+  for (size_t i = 0; i < next_; ++i) directory += central_header(layout_.records()[i], digests_[i].checksum);
   const uint64_t size = directory.size();
-  directory += end_records(checksums_.size(), position_, size);
-  send(directory);
+  directory += end_records(next_, layout_.directory_offset(), size);
+  if (tail_ == nullptr) tail_ = std::make_unique<Pieces>(file_, layout_.directory_offset(), start_flush_);
+  tail_->append(directory);
+  tail_->finish();
 }
 
-}  // namespace archive
-}  // namespace marlin
+}  // namespace marlin::archive

@@ -3,12 +3,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "archive/hash.h"
 #include "archive/zip_format.h"
-#include "marlin/checkpointers/byte_sink.h"
+#include "marlin/checkpointers/file_system.h"
 
 namespace marlin::archive {
 
@@ -34,33 +38,50 @@ class ZipLayout {
   uint64_t directory_size_ = kZip64EndSize + kZip64LocatorSize + kEndSize;
 };
 
-/// Writes an archive piece by piece: for each record of the layout in turn, append() as often as its size takes; then finish().
+/// The bytes of a record, and what keeps them in memory (null: the caller does).
+struct RecordBytes {
+  std::span<const std::byte> bytes;
+  std::shared_ptr<const void> owner = {};
+};
+/// Called when it is the record's turn. Any thread.
+using RecordSource = std::function<RecordBytes()>;
+
+struct RecordDigest {
+  uint32_t checksum = 0;  ///< CRC-32.
+  Hash128 hash;
+};
+
+/// Writes the records of a layout, first to last: some with write(), those that depend on the digests of others with append();
+/// then finish(). What the file throws passes through.
 class ZipWriter {
  public:
-  /// Both are borrowed for the writer's life.
-  ZipWriter(ByteSink& sink, const ZipLayout& layout) : sink_(sink), layout_(layout) {}
+  /// Both are borrowed for the writer's life. @param start_flush  let the device write while more is prepared.
+  ZipWriter(WritableFile& file, const ZipLayout& layout, bool start_flush);
+  ~ZipWriter();
 
-  /// A piece of the current record, which begins with its first piece and ends with its last byte. An empty record takes one
-  /// empty piece. @throws what the sink throws.
-  void append(std::span<const std::byte> bytes);
-  void append(const std::string& text) { append(std::as_bytes(std::span(text))); }
-  /// CRC-32 of each record that is complete.
-  [[nodiscard]] const std::vector<uint32_t>& checksums() const noexcept { return checksums_; }
+  /// The next records, one for each source, each hashed and written piece by piece while a piece is in the processor's cache;
+  /// from two threads if there is enough to do. The file's bytes do not depend on which writes what.
+  void write(const std::vector<RecordSource>& sources);
+  /// The next record, a small one.
+  void append(std::string_view text);
+  /// Of every record so far.
+  [[nodiscard]] std::span<const RecordDigest> digests() const noexcept { return {digests_.data(), next_}; }
   /// The central directory.
   void finish();
 
  private:
-  void begin_record();
-  void end_record();
-  void send(const std::string& bytes);
+  class Pieces;
+  struct Unit;
 
-  ByteSink& sink_;
+  [[nodiscard]] std::vector<Unit> units(size_t end) const;
+  void write_record(size_t index, std::span<const std::byte> bytes, Pieces& out);
+
+  WritableFile& file_;
   const ZipLayout& layout_;
-  std::vector<uint32_t> checksums_;
-  uint64_t position_ = 0;      // in the file
-  uint64_t record_bytes_ = 0;  // of the current record
-  uint32_t checksum_ = 0;
-  bool in_record_ = false;
+  bool start_flush_;
+  std::vector<RecordDigest> digests_;
+  size_t next_ = 0;               // the first record that is not written
+  std::unique_ptr<Pieces> tail_;  // from the first append() on
 };
 
 }  // namespace marlin::archive

@@ -7,7 +7,9 @@
 
 #include "archive_test_util.h"
 #include "expect_error.h"
+#include "marlin/sdk/text.h"
 #include "marlin/checkpointers/archive.h"
+#include "marlin/checkpointers/default_checkpointer.h"
 
 namespace marlin {
 namespace {
@@ -82,9 +84,74 @@ TEST(ArchiveDamageTest, AFlippedBitInATensorIsToldWithItsRecord) {
     std::string changed = whole;
     const size_t bit = random() % (20000 * 4 * 8);
     changed[start + bit / 8] = static_cast<char>(changed[start + bit / 8] ^ (1 << (bit % 8)));
-    expect_error(Errc::kCorrupt, "flip.pt: data/0: its bytes do not match their checksum",
+    expect_error(Errc::kCorrupt, "flip.pt: data/0: its bytes do not match their hash",
                  [&] { return read_archive(folder.put("flip.pt", changed)); });
     ASSERT_FALSE(HasFailure()) << "bit " << bit;
+  }
+}
+
+// A checkpoint as a run writes it, with records of all sizes, changed in place.
+class CheckpointDamageTest : public ::testing::Test {
+ protected:
+  CheckpointDamageTest() {
+    torch::manual_seed(6);
+    StateDict model, optimizer;
+    for (int64_t i = 0; i < 24; ++i) {
+      const at::Tensor weight = torch::randn({i % 7 + 1, 1 << (i % 12)});
+      model.set(concat("layers.", i, ".weight"), weight);
+      optimizer.set(i, StateDict{{"step", torch::tensor(3.f)}, {"exp_avg", torch::randn_like(weight)}, {"exp_avg_sq", torch::rand_like(weight)}});
+    }
+    state_ = {model, {{"last_epoch", 4}, {"optimizers", List{{StateDict{{"state", optimizer}}}}}}, {{"global_step_completed", 400}}, {}};
+    write_checkpoint(file_, state_, {.index = 4, .epoch = 4, .global_step = 400, .run_id = "r1"});
+    whole_ = test::read_bytes(file_);
+  }
+  // True: it is told. What is read instead must be what was written.
+  bool is_told() const {
+    try {
+      const Checkpoint read = read_checkpoint(file_);
+      const bool same = equal(read.module_interface_state, state_.module_interface_state) && equal(read.trainer_state, state_.trainer_state) &&
+                        equal(read.trainer_backend_state, state_.trainer_backend_state);
+      EXPECT_TRUE(same) << "a changed file was taken for whole, and its values differ";
+      return false;
+    } catch (const Error& error) {
+      EXPECT_TRUE(error.code() == Errc::kCorrupt || error.code() == Errc::kUnsupported) << to_string(error.code()) << ": " << error.what();
+      EXPECT_EQ(std::string(error.what()).rfind(file_.string() + ": ", 0), 0U) << error.what();
+      return true;
+    }
+  }
+  void put_byte(size_t at, char byte) const {
+    std::fstream stream(file_, std::ios::binary | std::ios::in | std::ios::out);
+    stream.seekp(static_cast<std::streamoff>(at)).put(byte);
+  }
+
+  Folder folder_;
+  std::filesystem::path file_ = folder_ / "checkpoint_4.pt";
+  Checkpoint state_;
+  std::string whole_;
+};
+
+TEST_F(CheckpointDamageTest, NoneOfThousandsOfFlippedBitsIsSilent) {
+  std::mt19937_64 random(test::test_seed(7));
+  const int rounds = test::repetitions(3000);
+  int told = 0;
+  for (int i = 0; i < rounds; ++i) {
+    const size_t bit = random() % (whole_.size() * 8);
+    put_byte(bit / 8, static_cast<char>(whole_[bit / 8] ^ (1 << (bit % 8))));
+    told += is_told() ? 1 : 0;
+    put_byte(bit / 8, whole_[bit / 8]);
+    ASSERT_FALSE(HasFailure()) << "bit " << bit % 8 << " of byte " << bit / 8;
+  }
+  EXPECT_FALSE(is_told()) << "all bits are back";
+  std::cout << told << " of " << rounds << " flipped bits told, the others did no harm\n";
+  EXPECT_GT(told, rounds * 9 / 10);
+}
+
+TEST_F(CheckpointDamageTest, EveryOf200TruncationsIsTold) {
+  std::mt19937_64 random(test::test_seed(8));
+  for (int i = 0; i < 200; ++i) {
+    const size_t size = i < 20 ? whole_.size() - 1 - static_cast<size_t>(i) : random() % whole_.size();
+    folder_.put("checkpoint_4.pt", std::string_view(whole_).substr(0, size));
+    ASSERT_TRUE(is_told()) << "cut to " << size << " bytes";
   }
 }
 

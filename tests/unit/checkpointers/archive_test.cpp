@@ -7,6 +7,9 @@
 #include <limits>
 #include <random>
 
+#include <map>
+
+#include "archive/hash.h"
 #include "archive_test_util.h"
 #include "expect_error.h"
 #include "marlin/sdk/error.h"
@@ -268,6 +271,7 @@ TEST(ArchiveTest, RandomStatesSurviveTheRoundTrip) {
 }
 
 TEST(ArchiveTest, WhatCannotBeWrittenIsRefusedByNameBeforeAnythingIsWritten) {
+  const Folder folder;
   const auto in_state = [](Value value) {
     const StateDict optimizer = {{3, StateDict{{"exp_avg", std::move(value)}}}};
     return StateDict{{"ok", torch::ones({2})}, {"trainer_state", StateDict{{"optimizers", List{{optimizer}}}}}};
@@ -291,11 +295,10 @@ TEST(ArchiveTest, WhatCannotBeWrittenIsRefusedByNameBeforeAnythingIsWritten) {
       {numbered, "an attribute's name is text"},
   };
   for (const auto& [value, why] : cases) {
-    test::StringSink sink;
-    const Failure failure = failure_of([&] { return write_archive(sink, in_state(value), {}), 0; });
+    const Failure failure = failure_of([&] { return write_archive(folder / "a.pt", in_state(value), {}), 0; });
     EXPECT_EQ(failure.code, Errc::kUnsupported) << why;
     EXPECT_THAT(failure.text, AllOf(StartsWith("trainer_state.optimizers.0.3.exp_avg"), HasSubstr(why)));
-    EXPECT_EQ(sink.text.size(), 0U);
+    EXPECT_TRUE(std::filesystem::is_empty(folder / ""));
     EXPECT_EQ(failure_of([&] { return archive_size(in_state(value), {}); }).code, Errc::kUnsupported);
   }
 }
@@ -307,14 +310,21 @@ TEST(ArchiveTest, NestingUpToTheLimitIsKept) {
   EXPECT_TRUE(equal(round_trip(folder, deep).root, deep));
 }
 
-TEST(ArchiveTest, WhatTheSinkThrowsPassesThrough) {
-  class FullDisk : public ByteSink {
-    void append(std::span<const std::byte>) override {
-      if (++calls_ == 4) throw Error(Errc::kIo, "no space left");
-    }
-    int calls_ = 0;
-  } sink;
-  expect_error(Errc::kIo, "no space left", [&] { return write_archive(sink, {{"a", torch::ones({5})}}, {}), 0; });
+// Two threads and pieces of 1 MiB: records that end within one piece, at its end, and after it.
+TEST(ArchiveTest, LargeStatesAreWrittenWholeAndTheSameEveryTime) {
+  const Folder folder;
+  torch::manual_seed(test::test_seed(21));
+  StateDict root;
+  for (const int64_t size : {1, 63, 4096, 1 << 19, (1 << 19) + 1, (1 << 20) - 200, 1 << 20, (1 << 20) + 1, 3 << 20, 5, 0, 11 << 20}) {
+    root.set(size, torch::randint(0, 256, {size}, at::kByte));
+  }
+  for (int i = 0; i < 3000; ++i) root.set(std::to_string(i), torch::randint(0, 256, {i % 700}, at::kByte));
+  const std::string bytes = archive_bytes(root);
+  const Archive read = read_archive(folder.put("a.pt", bytes));
+  EXPECT_TRUE(equal(read.root, root));
+  EXPECT_EQ(read.verified, Verified::kHashes);
+  EXPECT_EQ(archive_size(root, {}), bytes.size());
+  for (int i = 0; i < 5; ++i) ASSERT_EQ(archive_bytes(root), bytes);
 }
 
 TEST(CommitRecordTest, SurvivesTheRoundTripWithNanAndInfinities) {
@@ -359,7 +369,7 @@ TEST(CommitRecordTest, IsAbsentInAFileWithoutOne) {
 
 TEST(CommitRecordTest, KeysOfALaterWriterArePassedOverAndALaterFormatIsToldAsThat) {
   const Folder folder;
-  const Archive read = with_json(folder, R"({"format_version": 1, "index": 4, "epoch": 4, "global_step": 9, "records": {"data/0": [1, 2]}})");
+  const Archive read = with_json(folder, R"({"format_version": 1, "index": 4, "epoch": 4, "global_step": 9, "shards": {"data/0": [1, 2]}})");
   ASSERT_TRUE(read.record);
   EXPECT_EQ(read.record->index, 4);
   expect_error(Errc::kUnsupported, "json.pt: marlin.json: written by a later libmarlin (format version 2",
@@ -383,8 +393,79 @@ TEST(CommitRecordTest, ABadOneMakesTheFileCorrupt) {
       "{" + numbers + R"(, "metrics": []})",
       "{" + numbers + R"(, "metrics": {"a": "x"}})",
       "{" + numbers + ", \"run_id\": \"\xff\"}",
+      "{" + numbers + R"(, "xxh3_128": 5})",
+      "{" + numbers + R"(, "records": {}})",
+      "{" + numbers + R"(, "xxh3_128": "0123456789abcdef0123456789abcdef"})",
   };
   for (const std::string& json : cases) expect_error(Errc::kCorrupt, "json.pt: marlin.json: ", [&] { return with_json(folder, json); });
+}
+
+// The text of a record with that list of records, and its own hash.
+std::string json_with_records(const std::string& records) {
+  const std::string text = "{\"format_version\": 1, \"index\": 4, \"epoch\": 4, \"global_step\": 9, \"records\": " + records + ",\n \"xxh3_128\": \"";
+  return text + archive::to_hex(archive::hash_of(text)) + "\"\n}\n";
+}
+
+TEST(CommitRecordTest, ListsEveryOtherRecordWithSizeAndHash) {
+  const Folder folder;
+  const StateDict root = {{"w", torch::arange(100)}, {"empty", torch::empty({0})}};
+  const std::filesystem::path file = folder.put("a.pt", archive_bytes(root));
+  const Archive read = read_archive(file);
+  ASSERT_TRUE(read.record);
+  std::map<std::string, RecordEntry> records;
+  for (const RecordEntry& entry : read.record->records) records[entry.name] = entry;
+  std::vector<std::string> names;
+  for (const auto& [name, entry] : records) names.push_back(name);
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre("data.pkl", ".format_version", ".storage_alignment", "byteorder", "data/0", "data/1", "version", ".data/serialization_id"));
+  EXPECT_EQ(records["data/0"].size, 800U);
+  EXPECT_EQ(records["data/1"].size, 0U);
+  const std::string_view bytes(static_cast<const char*>(root.at("w").as_tensor().const_data_ptr()), 800);
+  EXPECT_EQ(records["data/0"].xxh3_128, archive::to_hex(archive::hash_of(bytes)));
+  EXPECT_EQ(records["data/1"].xxh3_128, "99aa06d3014798d86001c324468d497f") << "of no bytes, as `xxhsum -H2` has it";
+}
+
+TEST(CommitRecordTest, TheRecordsOfTheFileMustBeThoseOfTheList) {
+  const Folder folder;
+  const auto entry = [](const std::string& name, const std::string& bytes) {
+    return "\"" + name + "\": {\"size\": " + std::to_string(bytes.size()) + ", \"xxh3_128\": \"" + archive::to_hex(archive::hash_of(bytes)) + "\"}";
+  };
+  const std::string all = entry("data.pkl", "\x80\x02}.") + ", " + entry("byteorder", "little") + ", " + entry("version", "3\n");
+  const std::string storage = entry("data/0", std::string(16, '\7'));
+  EXPECT_EQ(with_json(folder, json_with_records("{" + all + ", " + storage + "}")).verified, Verified::kHashes);
+  const auto expect = [&](const std::string& why, const std::string& records) {
+    expect_error(Errc::kCorrupt, "json.pt: " + why, [&] { return with_json(folder, json_with_records(records)); });
+  };
+  expect("data/0: is not listed in marlin.json", "{" + all + "}");
+  expect("data/1: the record is missing", "{" + all + ", " + storage + ", " + entry("data/1", "x") + "}");
+  expect("data/0: is of 16 bytes, marlin.json says 17", "{" + all + ", " + entry("data/0", std::string(17, '\7')) + "}");
+  expect("data/0: its bytes do not match their hash", "{" + all + ", " + entry("data/0", std::string(16, '\6')) + "}");
+  expect("marlin.json: its list of records is no JSON object", "[]");
+  expect("marlin.json: records: 'data/0' has no size and hash", R"({"data/0": 5})");
+  expect("marlin.json: records: 'data/0' has no size and hash", R"({"data/0": {"size": -1, "xxh3_128": "0123456789abcdef0123456789abcdef"}})");
+  expect("marlin.json: records: 'data/0' has no size and hash", R"({"data/0": {"size": 16, "xxh3_128": "0123456789ABCDEF0123456789ABCDEF"}})");
+}
+
+TEST(CommitRecordTest, AnyChangeOfItsOwnBytesIsNoticed) {
+  const Folder folder;
+  const StateDict root = {{"w", torch::arange(4)}};
+  const std::string whole = archive_bytes(root);
+  const size_t start = whole.find("{\n \"format_version\"");
+  const size_t end = whole.find("\"\n}\n", start) + 4;
+  ASSERT_NE(start, std::string::npos);
+  const std::string json = whole.substr(start, end - start);
+  for (size_t i = 0; i < json.size(); ++i) {
+    std::string changed = json;
+    changed[i] = static_cast<char>(changed[i] ^ 1);
+    // Made by hand, the file has a CRC-32 that fits.
+    std::vector<test::HandMadeRecord> records = test::records_of("\x80\x02}.");
+    records.push_back({"a/marlin.json", changed});
+    try {
+      (void)read_archive(folder.put("json.pt", test::make_zip(records)));
+      ADD_FAILURE() << "byte " << i << " of the record";
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr("json.pt: marlin.json: ")) << "byte " << i;
+    }
+  }
 }
 
 TEST(ArchiveTest, MisalignedStoragesAreReadAndAligned) {

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -16,12 +17,6 @@
 #include "marlin/checkpointers/archive.h"
 
 namespace marlin::test {
-
-class StringSink : public ByteSink {
- public:
-  void append(std::span<const std::byte> bytes) override { text.append(reinterpret_cast<const char*>(bytes.data()), bytes.size()); }
-  std::string text;
-};
 
 /// A folder that goes when it goes out of scope.
 class Folder {
@@ -49,10 +44,15 @@ class Folder {
   std::filesystem::path path_;
 };
 
+inline std::string read_bytes(const std::filesystem::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
 inline std::string archive_bytes(const StateDict& root, const CommitRecord& record = {}) {
-  StringSink sink;
-  write_archive(sink, root, record);
-  return sink.text;
+  const Folder folder;
+  write_archive(folder / "a.pt", root, record, Durability::kUnsynced);
+  return read_bytes(folder / "a.pt");
 }
 
 /// Written, read back.

@@ -24,18 +24,18 @@ using testing::TempFolder;
 using testing::ThrowsError;
 using testing::write_file;
 
-void append(ByteSink& sink, const std::string& text) { sink.append(std::as_bytes(std::span(text))); }
+void put(WritableFile& file, uint64_t offset, const std::string& text) { file.write_at(offset, std::as_bytes(std::span(text))); }
 
 bool any_name(std::string_view) { return true; }
 
 TEST(DurableFileTest, WritesAllOfItUnderItsNameAlone) {
   const TempFolder folder;
   const std::string large(3'000'000, 'x');
-  write_atomically(folder / "deep/er/file.pt", [&](ByteSink& sink) {
-    append(sink, "head ");
-    append(sink, large);
-    append(sink, "");
-    append(sink, " tail");
+  write_atomically(folder / "deep/er/file.pt", large.size() + 10, [&](WritableFile& file) {
+    put(file, 5 + large.size(), " tail");  // in any order
+    put(file, 0, "head ");
+    put(file, 5, "");
+    put(file, 5, large);
   });
   EXPECT_EQ(content_of(folder / "deep/er/file.pt"), "head " + large + " tail");
   EXPECT_THAT(names_in(folder / "deep/er"), ElementsAre("file.pt"));
@@ -44,8 +44,8 @@ TEST(DurableFileTest, WritesAllOfItUnderItsNameAlone) {
 TEST(DurableFileTest, UntilItIsWholeTheTargetIsAsItWas) {
   const TempFolder folder;
   write_file(folder / "file.pt", "before");
-  write_atomically(folder / "file.pt", [&](ByteSink& sink) {
-    append(sink, "after");
+  write_atomically(folder / "file.pt", 5, [&](WritableFile& file) {
+    put(file, 0, "after");
     EXPECT_EQ(content_of(folder / "file.pt"), "before");
     EXPECT_THAT(names_in(folder.path()), UnorderedElementsAre("file.pt", temporary_name("file.pt")));
   });
@@ -55,12 +55,12 @@ TEST(DurableFileTest, UntilItIsWholeTheTargetIsAsItWas) {
 TEST(DurableFileTest, AThrowingWriterLeavesTheTargetAndNoTemporary) {
   const TempFolder folder;
   write_file(folder / "file.pt", "before");
-  const auto broken = [](ByteSink& sink) {
-    append(sink, "half");
+  const auto broken = [](WritableFile& file) {
+    put(file, 0, "half");
     throw std::runtime_error("no more");
   };
-  EXPECT_THROW(write_atomically(folder / "file.pt", broken), std::runtime_error);
-  EXPECT_THROW(write_atomically(folder / "new.pt", broken), std::runtime_error);
+  EXPECT_THROW(write_atomically(folder / "file.pt", 8, broken), std::runtime_error);
+  EXPECT_THROW(write_atomically(folder / "new.pt", 8, broken), std::runtime_error);
   EXPECT_EQ(content_of(folder / "file.pt"), "before");
   EXPECT_THAT(names_in(folder.path()), ElementsAre("file.pt"));
 }
@@ -68,11 +68,11 @@ TEST(DurableFileTest, AThrowingWriterLeavesTheTargetAndNoTemporary) {
 TEST(DurableFileTest, RefusalsOfTheSystemNamePathAndReason) {
   const TempFolder folder;
   write_file(folder / "file", "x");
-  const auto nothing = [](ByteSink&) {};
-  EXPECT_THAT([&] { write_atomically(folder / "file/below/x.pt", nothing); }, ThrowsError(Errc::kIo, AllOf(HasSubstr("file"), HasSubstr("Not a directory"))));
+  const auto nothing = [](WritableFile&) {};
+  EXPECT_THAT([&] { write_atomically(folder / "file/below/x.pt", 0, nothing); }, ThrowsError(Errc::kIo, AllOf(HasSubstr("file"), HasSubstr("Not a directory"))));
   std::filesystem::create_directories(folder / "taken.pt/full");
-  EXPECT_THAT([&] { write_atomically(folder / "taken.pt", nothing); }, ThrowsError(Errc::kIo, HasSubstr("taken.pt: Is a directory")));
-  EXPECT_THAT([&] { write_atomically("/proc/self/x.pt", nothing); }, ThrowsError(Errc::kIo, HasSubstr("cannot write /proc/self/")));
+  EXPECT_THAT([&] { write_atomically(folder / "taken.pt", 0, nothing); }, ThrowsError(Errc::kIo, HasSubstr("taken.pt: Is a directory")));
+  EXPECT_THAT([&] { write_atomically("/proc/self/x.pt", 0, nothing); }, ThrowsError(Errc::kIo, HasSubstr("cannot write /proc/self/")));
   EXPECT_THAT(names_in(folder.path()), ElementsAre("file", "taken.pt"));
 }
 
@@ -80,7 +80,7 @@ TEST(DurableFileTest, PermissionsFollowTheUmask) {
   const TempFolder folder;
   for (const mode_t mask : {mode_t{022}, mode_t{077}, mode_t{002}}) {
     const mode_t before = ::umask(mask);
-    write_atomically(folder / "file.pt", [](ByteSink& sink) { append(sink, "x"); });
+    write_atomically(folder / "file.pt", 1, [](WritableFile& file) { put(file, 0, "x"); });
     ::umask(before);
     struct stat status = {};
     ASSERT_EQ(::stat((folder / "file.pt").c_str(), &status), 0);

@@ -5,13 +5,22 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
-#include "marlin/checkpointers/byte_sink.h"
+#include "marlin/checkpointers/durable_file.h"
+#include "marlin/checkpointers/file_system.h"
 #include "marlin/sdk/abi.h"
 #include "marlin/sdk/metrics.h"
 #include "marlin/sdk/state_dict.h"
 
 namespace marlin {
+
+/// What the commit record says of another record of the file.
+struct RecordEntry {
+  std::string name;       ///< Without the root folder: "data/0".
+  uint64_t size = 0;      ///< Bytes.
+  std::string xxh3_128;   ///< Of its bytes: 32 lower-case hexadecimal digits, as `xxhsum -H2` prints them.
+};
 
 /// What a file says about itself: its record `marlin.json`. It repeats what the state says, so that a person or a tool need
 /// not read the state; torch.load ignores it.
@@ -27,42 +36,51 @@ struct CommitRecord {
   std::string marlin_version = {};  ///< Empty: the writer puts its own.
   std::string torch_version = {};   ///< Empty: the writer puts the LibTorch it was built with.
   Metrics metrics = {};             ///< NaN and infinities survive.
+  std::vector<RecordEntry> records = {};  ///< Every record of the file but marlin.json itself, in no order. The writer puts its own.
+};
+
+/// How much of a file's tensors is compared with its commit record; whatever else a file holds always is.
+enum class Verify : uint8_t {
+  kFull,  ///< All of it, before anything is handed out.
+  kLazy,  ///< What is taken, when it is taken first.
+  kOff,   ///< None: tensors are not even read.
+};
+
+/// What is known of a file's tensors once it is open.
+enum class Verified : uint8_t {
+  kHashes,     ///< All bytes are those that were written.
+  kChecksums,  ///< The file has no commit record with hashes (Python wrote it, or an early libmarlin): only its CRC-32s hold.
+  kAsTaken,    ///< Verify::kLazy.
+  kNothing,    ///< Verify::kOff.
 };
 
 /// What a file holds.
 struct Archive {
   StateDict root;
   std::optional<CommitRecord> record;  ///< Nothing if the file has no marlin.json, as files that Python wrote.
+  Verified verified = Verified::kNothing;
 };
 
-/// Writes `root` as a file that `torch.load(file, weights_only=True)` opens, `mmap=True` included.
+/// Writes `root` as a file that `torch.load(file, weights_only=True)` opens, `mmap=True` included; by write_atomically().
 ///
 /// Each storage is written once and whole, however many tensors look at it, and straight from its memory; one that is not on
 /// the CPU is copied there for as long as it takes to write it, and is "cpu" in the file. Conjugate and negative views are
 /// resolved first. requires_grad is not kept: a state's tensors are detached. A state dict with attributes is written as an
-/// OrderedDict, the only dict that has them in Python.
-/// @param sink  receives the whole file from its first byte; naming, renaming and syncing are the caller's.
+/// OrderedDict, the only dict that has them in Python. Beside the tensors, at most a few MiB are in use; large states are
+/// written by two threads.
 /// @throws Error kUnsupported that names the entry, e.g. "trainer_state.optimizers.0.state.3.exp_avg: ...": a tensor that is
 ///   undefined, sparse, quantised or without memory (meta), text that is not UTF-8, nesting deeper than 64. Nothing has been
-///   written then. What the sink throws passes through.
+///   written then. kIo as write_atomically().
 /// @note Borrows the state for the call. It must not change meanwhile, nor its tensors, or the file is torn.
 /// @par Source torch/serialization.py (torch.save). Differs: storages viewed as several dtypes are written, too.
-MARLIN_ABI void write_archive(ByteSink& sink, const StateDict& root, const CommitRecord& record);
+MARLIN_ABI void write_archive(const std::filesystem::path& file, const StateDict& root, const CommitRecord& record,
+                              Durability durability = Durability::kDurable, FileSystem& file_system = posix_file_system());
 
-/// The exact number of bytes that write_archive() writes for the same arguments. @throws what write_archive() throws.
+/// The exact number of bytes that write_archive() writes for the same arguments. @throws what write_archive() throws, but kIo.
 [[nodiscard]] MARLIN_ABI uint64_t archive_size(const StateDict& root, const CommitRecord& record);
 
-/// Reads a file that write_archive() or Python's torch.save wrote, and verifies it: the checksum of every record is compared
-/// before anything is built. Runs no code from the file: it is read by an unpickler that knows dicts, lists, tuples, numbers,
-/// text and tensors, and refuses everything else by name.
-///
-/// Tensors are on the CPU, strided, without requires_grad, and share storage where they did when saved. They alias a private
-/// mapping of the file that lives as long as they do: writing to them is allowed and does not reach the file; a file that is
-/// made shorter meanwhile ends the process (SIGBUS), one that is replaced by a rename or removed does no harm. Storages start
-/// at multiples of 64 bytes. nn.Parameter is read as its tensor, torch.Size as a tuple, Counter as a dict.
-/// @throws Error whose text is "<file>: <record>: <reason>". kNotFound: there is no such file. kIo: it cannot be read.
-///   kCorrupt: truncated, changed, or no checkpoint at all; take another file. kUnsupported: whole, but of a later format
-///   version, a TorchScript or torch::save archive, or with something in it that a state dict cannot hold.
-[[nodiscard]] MARLIN_ABI Archive read_archive(const std::filesystem::path& file);
+/// Reads a file that write_archive() or Python's torch.save wrote: ArchiveReader(file, verify), then its state().
+/// @throws as ArchiveReader.
+[[nodiscard]] MARLIN_ABI Archive read_archive(const std::filesystem::path& file, Verify verify = Verify::kFull);
 
 }  // namespace marlin

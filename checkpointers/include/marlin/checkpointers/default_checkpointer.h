@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "marlin/checkpointers/archive.h"
+#include "marlin/checkpointers/file_system.h"
 #include "marlin/checkpointers/names.h"
 #include "marlin/sdk/checkpointer.h"
 #include "marlin/sdk/host.h"
@@ -28,6 +30,8 @@ struct MARLIN_ABI DefaultCheckpointerOptions {
                                                          ///< extension. Unset: the newest.
   std::string file_prefix = "checkpoint";    ///< Must not end in _model, _step or _suspect, nor hold a separator.
   std::string file_ext = "pt";               ///< Without the dot.
+  int64_t keep_last = 0;                     ///< After a save, all but this many of the newest files of its kind (epoch or step) are
+                                             ///< removed, oldest first. Range: 0 (none is), or >= 2. Never model or suspect files.
   std::string log_level = "INFO";            ///< DEBUG, INFO, WARNING, ERROR or OFF: the least that this checkpointer logs.
 
   /// Without `checkpoint` and `period`, which every checkpointer has from the host.
@@ -40,11 +44,16 @@ struct MARLIN_ABI DefaultCheckpointerOptions {
 /// The newest checkpoint of a folder is the one with the highest number, by whole name, in that folder alone; of an epoch file
 /// and a step file, the one whose state says the higher global step. A broken newest is named in a warning and left in place, and
 /// the one before it is taken.
+///
+/// `keep_last` counts epoch files and step files apart, since their numbers cannot be compared: up to that many of each stay.
+/// The file that was just written is always one of them, and files that cannot be opened are neither counted nor removed while
+/// they are among the newest. Nothing is removed before the new file is durable; what cannot be removed is a warning.
 /// @par Source pymarlin checkpoint_utils.py DefaultCheckpointer.
 class MARLIN_ABI DefaultCheckpointer : public AbstractCheckpointer {
  public:
   /// @throws Error kInvalidArgument: an option is out of its range.
-  explicit DefaultCheckpointer(DefaultCheckpointerOptions options = {}, const HostContext& host = {});
+  /// @param file_system  what it writes and removes files with; lives longer than the checkpointer.
+  explicit DefaultCheckpointer(DefaultCheckpointerOptions options = {}, const HostContext& host = {}, FileSystem& file_system = posix_file_system());
   ~DefaultCheckpointer() override;
 
   [[nodiscard]] const DefaultCheckpointerOptions& options() const noexcept { return options_; }
@@ -61,24 +70,30 @@ class MARLIN_ABI DefaultCheckpointer : public AbstractCheckpointer {
   [[nodiscard]] std::filesystem::path model_folder() const;
   [[nodiscard]] bool keeps_models() const;
   [[nodiscard]] std::vector<std::filesystem::path> own_files() const;
+  [[nodiscard]] Checkpoint read(const std::filesystem::path& file) const;
   [[nodiscard]] Checkpoint load_newest(const std::filesystem::path& folder) const;
   [[nodiscard]] Checkpoint newest_whole(const std::vector<std::filesystem::path>& newest_first) const;
   void remove_superseded();
+  void evict(const std::filesystem::path& just_written);
 
   DefaultCheckpointerOptions options_;
   CheckpointNames names_;
   HostContext host_;
+  FileSystem& file_system_;
   bool cleared_ = false;              // what an earlier run left was removed; a run that goes on after stop() is opened again
   std::filesystem::path superseded_;  // what the run resumed from, to be removed once something newer is there
 };
 
 /// Loads a whole state from a file in the layout of DefaultCheckpointer, or one that Python wrote with the same three parts.
+/// @param verified  if not null: what is known of the file then.
 /// @throws Error kNotFound, kCorrupt, kIo; kMismatch if the file is whole but holds no such state (a bare model, say).
-[[nodiscard]] MARLIN_ABI Checkpoint read_checkpoint(const std::filesystem::path& file);
+[[nodiscard]] MARLIN_ABI Checkpoint read_checkpoint(const std::filesystem::path& file, Verify verify = Verify::kFull, Verified* verified = nullptr);
 
-/// Writes it, by write_atomically.
-MARLIN_ABI void write_checkpoint(const std::filesystem::path& file, const Checkpoint& checkpoint, const SavePoint& point);
-/// Writes a bare model state, by write_atomically.
-MARLIN_ABI void write_model(const std::filesystem::path& file, const StateDict& model_state, int64_t index);
+/// Writes it, by write_archive().
+MARLIN_ABI void write_checkpoint(const std::filesystem::path& file, const Checkpoint& checkpoint, const SavePoint& point,
+                                 Durability durability = Durability::kDurable, FileSystem& file_system = posix_file_system());
+/// Writes a bare model state, by write_archive().
+MARLIN_ABI void write_model(const std::filesystem::path& file, const StateDict& model_state, int64_t index,
+                            Durability durability = Durability::kDurable, FileSystem& file_system = posix_file_system());
 
 }  // namespace marlin
