@@ -6,7 +6,7 @@
 unset(MARLIN_LIBTORCH_PROBLEM)
 
 file(GLOB _marlin_wheel "${CMAKE_CURRENT_LIST_DIR}/../.deps/venv/lib/python3*/site-packages/torch")
-find_path(MARLIN_LIBTORCH_DIR NAMES lib/libtorch_cpu.so
+find_path(MARLIN_LIBTORCH_DIR NO_CACHE NAMES lib/libtorch_cpu.so
   HINTS ${MARLIN_LIBTORCH_HINT} PATHS ${_marlin_wheel} NO_CMAKE_SYSTEM_PATH
   DOC "Folder of LibTorch: the one that holds include/ and lib/")
 if(NOT MARLIN_LIBTORCH_DIR)

@@ -163,13 +163,31 @@ std::vector<fs::path> DefaultCheckpointer::own_files() const {
   return files;
 }
 
-void DefaultCheckpointer::do_open(const RunStart& start) {
-  const std::vector<fs::path> files = own_files();
-  if (!options_.delete_existing_checkpoints && start.loaded_from.empty() && !files.empty()) {
+// Two runs in one folder would overwrite each other's files, and the next resume could take either.
+void DefaultCheckpointer::refuse_to_mix(const RunStart& start, const std::vector<fs::path>& files) const {
+  if (files.empty()) return;
+  if (start.loaded_from.empty()) {
     throw Error(Errc::kInvalidArgument, concat("'", files.front().parent_path().string(), "' holds checkpoints of an earlier run (", files.front().filename().string(),
         files.size() > 1 ? concat(" and ", files.size() - 1, " more") : "",
         "): give --resume auto to go on with it, --checkpointer.delete_existing_checkpoints to start over, or another --checkpointer.save_dir"));
   }
+  std::error_code error;
+  if (start.run_id.empty() || fs::equivalent(fs::path(start.loaded_from).parent_path() / ".", options_.save_dir, error)) return;
+  for (const fs::path& file : files) {
+    try {
+      const auto record = ArchiveReader(file, Verify::kOff).record();
+      if (!record || record->run_id.empty() || record->run_id == start.run_id) continue;
+    } catch (const Error&) {
+      continue;  // whose it is cannot be told
+    }
+    throw Error(Errc::kInvalidArgument, concat(file.string(), " is a checkpoint of another run than ", start.loaded_from,
+        ": give another --checkpointer.save_dir, or --checkpointer.delete_existing_checkpoints to remove what is there"));
+  }
+}
+
+void DefaultCheckpointer::do_open(const RunStart& start) {
+  const std::vector<fs::path> files = own_files();
+  if (!options_.delete_existing_checkpoints) refuse_to_mix(start, files);
   check_writable("save_dir", options_.save_dir);
   check_writable("model_state_save_dir", model_folder());
   for (const fs::path& folder : {fs::path(options_.save_dir), model_folder()}) {

@@ -98,6 +98,7 @@ class Run {
     return train(options);
   }
 
+  [[nodiscard]] bool loading() const { return trainer_ && trainer_->loading(); }
   [[nodiscard]] bool started() const { return trainer_ && trainer_->started(); }
   [[nodiscard]] std::string position() const {
     return started() ? concat(" (in epoch ", trainer_->last_epoch() + 1, ", after ", trainer_->global_step(), " steps)") : "";
@@ -233,7 +234,8 @@ class Run {
   std::unique_ptr<Trainer> trainer_;
 };
 
-int exit_code(const Error& error, bool started) {
+// What was asked to be loaded has a code of its own; the rest, before the first epoch, is about flags and parts.
+int exit_code(const Error& error, bool started, bool loading) {
   if (started) return 1;
   switch (error.code()) {
     case Errc::kInvalidArgument:
@@ -242,7 +244,7 @@ int exit_code(const Error& error, bool started) {
     case Errc::kNotFound:
     case Errc::kCorrupt:
     case Errc::kMismatch:
-    case Errc::kIo: return 3;
+    case Errc::kIo: return loading ? 3 : 2;
     case Errc::kTraining: return 1;
   }
   return 1;
@@ -267,7 +269,7 @@ int run_application(int argc, char** argv, const Application& application) {
     return run->go();
   } catch (const Error& error) {
     const bool started = run && run->started();
-    return report(error.what() + (error.code() == Errc::kTraining ? "" : where()), exit_code(error, started));
+    return report(error.what() + (error.code() == Errc::kTraining ? "" : where()), exit_code(error, started, run && run->loading()));
   } catch (const c10::Error& error) {
     return report(std::string(error.what_without_backtrace()) + where(), 1);
   } catch (const std::exception& error) {

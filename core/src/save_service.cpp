@@ -22,23 +22,22 @@ void SaveService::submit(const Checkpoint& live, const Snapshot::Storages& may_w
   state_ = snapshot_.begin(live, may_wait);
   point_ = std::move(point);
   targets_ = std::move(targets);
+  if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
   phase_.store(Phase::kCopying, std::memory_order_release);
   {
     const std::lock_guard lock(mutex_);
     has_job_ = true;
   }
   changed_.notify_all();
-  if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
 }
 
 void SaveService::wait_for_copy() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return phase_.load(std::memory_order_acquire) != Phase::kCopying; });
+  changed_.wait(lock, [&] { return phase_.load(std::memory_order_acquire) == Phase::kCopied; });
   snapshot_.block_device_streams();
-  if (phase_.load(std::memory_order_acquire) != Phase::kToRepair) return;
-  const int64_t count = snapshot_.repair();
-  if (!std::exchange(warned_, true)) {
-    logger_.warning(count, " tensors were changed outside an optimizer's step while they were being saved; they were copied again, and are copied at once from now on");
+  const int64_t moved = snapshot_.repair();
+  if (moved > 0 && !std::exchange(warned_, true)) {
+    logger_.warning(moved, " tensors were changed outside an optimizer's step while they were being saved; they were copied again, and are copied at once from now on");
   }
   phase_.store(Phase::kIdle, std::memory_order_release);
   lock.unlock();
@@ -65,7 +64,7 @@ void SaveService::work() {
     lock.unlock();
     snapshot_.copy_rest();
     lock.lock();
-    phase_.store(snapshot_.needs_repair() ? Phase::kToRepair : Phase::kIdle, std::memory_order_release);
+    phase_.store(Phase::kCopied, std::memory_order_release);
     changed_.notify_all();
     changed_.wait(lock, [&] { return phase_.load(std::memory_order_acquire) == Phase::kIdle; });
     lock.unlock();
@@ -78,13 +77,15 @@ void SaveService::work() {
 }
 
 void SaveService::write(const Checkpoint& state, const SavePoint& point, const std::vector<Target>& targets) {
-  snapshot_.wait_for_device();
   for (const Target& target : targets) {
     Outcome outcome{target.place, point, {}, {}};
     try {
+      snapshot_.wait_for_device();
       outcome.written = target.checkpointer->save(state, point);
-    } catch (const Error& error) {  // public calls of a checkpointer throw nothing else
+    } catch (const Error& error) {
       outcome.error = error;
+    } catch (const std::exception& error) {  // what a device reports; checkpointers throw Errors only
+      outcome.error = Error(Errc::kIo, error.what());
     }
     const std::lock_guard lock(mutex_);
     outcomes_.push_back(std::move(outcome));

@@ -50,7 +50,7 @@ class SaveService {
   [[nodiscard]] std::vector<Outcome> take_outcomes();
 
  private:
-  enum class Phase : uint8_t { kIdle, kCopying, kToRepair };  // of the copy; writing needs nothing of the training thread
+  enum class Phase : uint8_t { kIdle, kCopying, kCopied };  // of the copy; it is written once a fence has looked at it
 
   void work();
   void wait_for_copy();

@@ -4,6 +4,7 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace marlin {
@@ -19,7 +20,6 @@ at::Tensor bytes_of(const c10::Storage& storage) {
 Checkpoint Snapshot::begin(const Checkpoint& live, const Storages& may_wait) {
   copies_.clear();
   places_.clear();
-  moved_.clear();
   copied_.reset();
   Checkpoint result;
   result.module_interface_state = over_copies(live.module_interface_state, may_wait);
@@ -37,21 +37,19 @@ Checkpoint Snapshot::begin(const Checkpoint& live, const Storages& may_wait) {
 }
 
 void Snapshot::copy_rest() {
-  for (size_t i = 0; i < copies_.size(); ++i) {
-    Copy& each = copies_[i];
-    if (!each.waits || !each.from.device().is_cpu()) continue;
-    copy(each);
-    if (moved(each)) moved_.push_back(i);
+  for (Copy& each : copies_) {
+    if (each.waits && each.from.device().is_cpu()) copy(each);
   }
 }
 
 int64_t Snapshot::repair() {
-  for (const size_t i : moved_) {
-    copy(copies_[i]);
-    never_wait_.insert(copies_[i].from.unsafeGetStorageImpl());
+  int64_t count = 0;
+  for (Copy& each : copies_) {
+    if (!each.waits || !each.from.device().is_cpu() || !moved(each)) continue;
+    copy(each);
+    never_wait_.insert(each.from.unsafeGetStorageImpl());
+    ++count;
   }
-  const auto count = static_cast<int64_t>(moved_.size());
-  moved_.clear();
   return count;
 }
 
@@ -73,7 +71,7 @@ bool Snapshot::moved(const Copy& copy) {
 }
 
 void Snapshot::copy(Copy& copy) {
-  const size_t bytes = copy.from.nbytes();
+  const size_t bytes = std::min(copy.from.nbytes(), copy.to.nbytes());  // a storage may have been resized meanwhile
   if (bytes == 0) return;
   if (copy.from.device().is_cpu()) {
     std::memcpy(copy.to.mutable_data_ptr(), copy.from.data(), bytes);
@@ -113,6 +111,7 @@ size_t Snapshot::copy_of(const at::Tensor& tensor, const Storages& may_wait) {
 
 at::Tensor Snapshot::over_copy(const at::Tensor& tensor, const Storages& may_wait) {
   if (!tensor.defined() || !tensor.has_storage() || tensor.layout() != at::kStrided) return tensor;  // refused by name where it is written
+  if (tensor.is_conj() || tensor.is_neg()) return tensor.resolve_conj().resolve_neg().clone();  // a view that storage alone does not tell
   const Copy& copy = copies_[copy_of(tensor, may_wait)];
   return at::empty({0}, tensor.options().device(at::kCPU).requires_grad(false).pinned_memory(false))
       .set_(copy.to.storage(), tensor.storage_offset(), tensor.sizes(), tensor.strides());

@@ -20,7 +20,8 @@ namespace marlin {
 ///
 /// Tensors that only an optimizer's step changes may wait: copy_rest() copies them while forward and backward run, and the step has to
 /// wait for it. Everything else is copied by begin(). A tensor that may wait and was changed all the same, which its version counter
-/// tells, is found by copy_rest() and copied anew by repair(); from then on it does not wait any more.
+/// tells, is found and copied anew by repair(), as it is then, and does not wait any more in later snapshots. Not seen: changes that
+/// raise no version counter, as through Tensor::data().
 class Snapshot {
  public:
   using Storages = std::unordered_set<const c10::StorageImpl*>;
@@ -28,9 +29,8 @@ class Snapshot {
   /// @return the state over copies; complete once copy_rest() and repair() are done. Sharing of storage is kept.
   [[nodiscard]] Checkpoint begin(const Checkpoint& live, const Storages& may_wait);
   void copy_rest();
-  /// Whether copy_rest() met a tensor that had been changed.
-  [[nodiscard]] bool needs_repair() const { return !moved_.empty(); }
-  /// @return how many tensors were copied anew.
+  /// On the training thread, where no change can be half done: LibTorch raises a version after it has written.
+  /// @return how many storages were copied anew.
   int64_t repair();
   /// Waits for copies that a device still makes. By the thread that reads the copies.
   void wait_for_device();
@@ -56,7 +56,6 @@ class Snapshot {
   std::vector<Copy> copies_;
   std::unordered_map<const c10::StorageImpl*, size_t> places_;
   std::vector<at::Tensor> buffers_;        // by place; kept from one snapshot to the next
-  std::vector<size_t> moved_;
   Storages never_wait_;                    // were changed outside an optimizer's step before
   std::optional<c10::Stream> side_stream_; // of the device that copies come from, if any does
   std::optional<c10::Event> copied_;

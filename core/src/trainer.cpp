@@ -77,21 +77,20 @@ RunResult Trainer::train() {
     services_.logger->info("nothing to do: ", last_epoch_ + 1, " of ", options_.epochs, " epochs and ", global_step(), " steps are done");
     if (last_epoch_ >= 0 || in_epoch_) save_models();
   } else {
-    if (!opened_) {  // after a stop the same run goes on
-      for (const auto& checkpointer : checkpointers_) checkpointer->open({newest_checkpoint_});
-      opened_ = true;
-    }
-    started_ = true;
+    open_checkpointers();
+    started_ = training_ = true;
     try {
       run_epochs();
       result.outcome = anything_left() ? RunResult::Outcome::kStopped : RunResult::Outcome::kDone;
       end_run(result.outcome == RunResult::Outcome::kDone);
     } catch (...) {
+      training_ = false;
       finish_saves();
       if (services_.progress) services_.progress->clear_line();
       each_writer([](Writer& writer) { writer.flush(); });
       throw;
     }
+    training_ = false;
     stop_.store(false, std::memory_order_relaxed);
   }
   result.epochs = last_epoch_ + 1;
@@ -139,6 +138,7 @@ void Trainer::run_epoch(int64_t epoch) {
 }
 
 Metrics Trainer::validate() {
+  if (training_) throw Error(Errc::kInvalidArgument, "validate() was called from within train(), which validates at the end of every epoch by itself");
   set_up();
   return validate_epoch(std::max<int64_t>(last_epoch_, 0));
 }

@@ -3,5 +3,6 @@
 namespace marlin {
 
 TrainerBackend::~TrainerBackend() = default;
+std::vector<std::string> TrainerBackend::differences(const StateDict&) const { return {}; }
 
 }  // namespace marlin

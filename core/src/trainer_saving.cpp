@@ -98,22 +98,29 @@ std::vector<std::string> Trainer::save_where_due(const SavePoint& point, bool wa
   return written;
 }
 
-// What background saves came to, as if they had been made on this thread.
+// What background saves came to, as if they had been made on this thread. All are told before one of them may end the run.
 void Trainer::collect_saves() {
+  std::optional<Error> ends_the_run;
   for (const SaveService::Outcome& outcome : saves_->take_outcomes()) {
     const size_t i = outcome.checkpointer;
     std::vector<std::string> written;
-    failed_[i] = 1;  // holds if the next line throws
-    const bool done = save_or_report(*checkpointers_[i], what_is_saved(outcome.point), [&] {
-      if (outcome.error) throw *outcome.error;
-      return outcome.written;
-    }, written);
-    if (!done) continue;
+    failed_[i] = 1;
+    try {
+      const bool done = save_or_report(*checkpointers_[i], what_is_saved(outcome.point), [&] {
+        if (outcome.error) throw *outcome.error;
+        return outcome.written;
+      }, written);
+      if (!done) continue;
+    } catch (const Error& error) {
+      ends_the_run = error;
+      continue;
+    }
     failed_[i] = 0;
     saved_step_[i] = outcome.point.global_step;
     saved_index_[i] = outcome.point.index;
     if (!written.empty()) newest_checkpoint_ = written.front();
   }
+  if (ends_the_run) throw *ends_the_run;
 }
 
 // On the way out of a run that failed: nothing may replace the reason why it did.
@@ -124,6 +131,27 @@ void Trainer::finish_saves() {
   } catch (const std::exception& error) {
     services_.logger->error(error.what());
   }
+  for (const auto& checkpointer : checkpointers_) {
+    try {
+      checkpointer->close();
+    } catch (const std::exception& error) {
+      services_.logger->error(error.what());
+    }
+  }
+}
+
+// Whoever asks for a save outside train() may be the first to do so.
+void Trainer::require_something_to_save(const char* call) {
+  set_up();
+  if (!train_loader_) throw Error(Errc::kInvalidArgument, concat(call, ": a run that trains nothing (validate_only, or no epochs) has no whole state to save"));
+  if (last_epoch_ < 0 && !in_epoch_) throw Error(Errc::kInvalidArgument, concat(call, ": nothing has been trained yet"));
+  open_checkpointers();
+}
+
+void Trainer::open_checkpointers() {
+  if (opened_) return;  // after a stop the same run goes on
+  for (const auto& checkpointer : checkpointers_) checkpointer->open({newest_checkpoint_, run_id_});
+  opened_ = true;
 }
 
 std::vector<std::string> Trainer::save_models() {
@@ -141,14 +169,12 @@ std::vector<std::string> Trainer::save_models() {
 }
 
 std::vector<std::string> Trainer::save_checkpoint(bool force) {
-  set_up();
-  if (last_epoch_ < 0 && !in_epoch_) throw Error(Errc::kInvalidArgument, "save_checkpoint: nothing has been trained yet");
+  require_something_to_save("save_checkpoint");
   return save_where_due(save_point(Cause::kRequest, force), /*wait=*/true);
 }
 
 std::vector<std::string> Trainer::save_model_checkpoint() {
-  set_up();
-  if (last_epoch_ < 0 && !in_epoch_) throw Error(Errc::kInvalidArgument, "save_model_checkpoint: nothing has been trained yet");
+  require_something_to_save("save_model_checkpoint");
   return save_models();
 }
 

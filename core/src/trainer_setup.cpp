@@ -137,12 +137,37 @@ TrainingPlan Trainer::make_plan(const Checkpoint& resumed) const {
   return plan;
 }
 
+// Says what a failure meanwhile is about: a file that was asked for, not the run's own options.
+template <class Call>
+auto Trainer::while_loading(const Call& call) {
+  loading_ = true;
+  auto result = call();
+  loading_ = false;
+  return result;
+}
+
 void Trainer::set_up() {
   if (set_up_) return;
   device_ = resolve_device();
-  const Checkpoint resumed = load_checkpoints();
+  const Checkpoint resumed = while_loading([&] { return load_checkpoints(); });
   module_->to(device_);
+  make_loaders();
+  plan_ = make_plan(resumed);
+  if (train_loader_) make_optimizers();
+  while_loading([&] {
+    if (resumed.empty()) take_initial_weights();
+    else check(resumed);
+    return 0;
+  });
+  backend_->init({module_.get(), optimizers_schedulers_.optimizers, optimizers_schedulers_.schedulers, device_, options_.micro_batch_limit,
+                  options_.max_train_steps_per_epoch, options_.max_val_steps_per_epoch, options_.clip_grads, options_.max_grad_norm,
+                  services_.logger, [this] { saves_->fence(); }});
+  if (resumed.empty()) run_id_ = random_id();
+  else while_loading([&] { return apply(resumed), 0; });
+  set_up_ = true;
+}
 
+void Trainer::make_loaders() {
   LoaderRequest request;
   request.seed = static_cast<uint64_t>(options_.seed);
   request.batch_size = options_.train_batch_size;
@@ -154,36 +179,26 @@ void Trainer::set_up() {
   request.stage = Stage::kVal;
   request.batch_size = options_.val_batch_size.value_or(options_.train_batch_size);
   val_loaders_ = module_->get_val_dataloaders(request);
+}
 
-  plan_ = make_plan(resumed);
-  if (train_loader_) {
-    optimizers_schedulers_ = module_->get_optimizers_schedulers(plan_);
-    if (optimizers_schedulers_.optimizers.empty()) throw Error(Errc::kInvalidArgument, "get_optimizers_schedulers returned no optimizer");
-    bool saves = false;
-    for (const auto& checkpointer : checkpointers_) saves |= checkpointer->schedule().checkpoint;
-    for (const auto& optimizer : optimizers_schedulers_.optimizers) {
-      if (saves) static_cast<void>(optim::get_state(*optimizer));  // one that cannot be saved throws now, not after an epoch
-    }
+void Trainer::make_optimizers() {
+  optimizers_schedulers_ = module_->get_optimizers_schedulers(plan_);
+  if (optimizers_schedulers_.optimizers.empty()) throw Error(Errc::kInvalidArgument, "get_optimizers_schedulers returned no optimizer");
+  bool saves = false;
+  for (const auto& checkpointer : checkpointers_) saves |= checkpointer->schedule().checkpoint;
+  for (const auto& optimizer : optimizers_schedulers_.optimizers) {
+    if (saves) static_cast<void>(optim::get_state(*optimizer));  // one that cannot be saved throws now, not after an epoch
   }
-  if (resumed.empty()) {
-    run_id_ = random_id();
-    if (options_.init_from) {
-      try {
-        load_model_state(*module_, std::filesystem::path(*options_.init_from));
-      } catch (const Error& error) {
-        throw as_checkpoint_error(error);
-      }
-      services_.logger->info("took the initial weights from ", *options_.init_from);
-    }
-  } else {
-    check(resumed);
-  }
+}
 
-  BackendSetup setup{module_.get(), optimizers_schedulers_.optimizers, optimizers_schedulers_.schedulers, device_, options_.micro_batch_limit,
-                     options_.max_train_steps_per_epoch, options_.max_val_steps_per_epoch, options_.clip_grads, options_.max_grad_norm, services_.logger, [this] { saves_->fence(); }};
-  backend_->init(setup);
-  if (!resumed.empty()) apply(resumed);
-  set_up_ = true;
+void Trainer::take_initial_weights() {
+  if (!options_.init_from) return;
+  try {
+    load_model_state(*module_, std::filesystem::path(*options_.init_from));
+  } catch (const Error& error) {
+    throw as_checkpoint_error(error);
+  }
+  services_.logger->info("took the initial weights from ", *options_.init_from);
 }
 
 // Everything is looked at before anything is changed, so that a checkpoint of another model leaves the module as it was.
@@ -217,6 +232,8 @@ void Trainer::check(const Checkpoint& checkpoint) const {
   } catch (const Error& error) {
     found.push_back(error.what());
   }
+  prefix_all(found, "", backend_->differences(checkpoint.trainer_backend_state));
+  prefix_all(found, "", differences(checkpoint.trainer_state));
   try {
     // A position that does not fit leaves the loader as it was.
     const Value* in_epoch = checkpoint.trainer_state.find("in_epoch");
@@ -235,6 +252,8 @@ void Trainer::apply(const Checkpoint& checkpoint) {
   newest_checkpoint_ = checkpoint.source;
   services_.logger->info("resumed from ", checkpoint.source, ": ", last_epoch_ + 1, " epochs", in_epoch_ ? " and a part of the next" : "", ", ", global_step(), " steps done");
 }
+
+std::vector<std::string> Trainer::differences(const StateDict&) const { return {}; }
 
 StateDict Trainer::get_state() const {
   List optimizers, schedulers;

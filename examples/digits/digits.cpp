@@ -25,6 +25,8 @@ struct DigitsOptions {
   }
 };
 
+constexpr int64_t kNumDigits = 1797;  // in the file that comes with the program
+
 class Digits : public marlin::ModuleInterface {
  public:
   static marlin::OptionTable options() { return marlin::option_table<DigitsOptions>(); }
@@ -38,7 +40,11 @@ class Digits : public marlin::ModuleInterface {
     torch::set_num_threads(1);  // an image has 64 values: more threads would only wait for each other
     net_ = register_module("net", torch::nn::Sequential(torch::nn::Linear(64, options_.hidden), torch::nn::ReLU(),
                                                         torch::nn::Dropout(options_.dropout), torch::nn::Linear(options_.hidden, 10)));
-    DigitsData data = read_digits(find_digits(options_.data));
+    const std::filesystem::path file = find_digits(options_.data);
+    DigitsData data = read_digits(file);
+    if (options_.data.empty() && data.labels.size(0) != kNumDigits) {
+      throw marlin::Error(marlin::Errc::kInvalidArgument, marlin::concat(file.string(), ": holds ", data.labels.size(0), " digits, not ", kNumDigits, ": it was cut short or changed; name it with --module.data to take it all the same"));
+    }
     auto generator = at::make_generator<at::CPUGeneratorImpl>(/*seed=*/1797);  // the split is the same in every run
     const at::Tensor order = torch::randperm(data.labels.size(0), generator, torch::kInt64);
     const int64_t num_train = data.labels.size(0) * 8 / 10;

@@ -116,6 +116,9 @@ void SingleProcessBackend::train_step(Batch& batch, int64_t epoch, OutputCollect
     begin += size;
     ++context.micro_batch;
   }
+  for (size_t i = 0; manual_ && i < touched_.size(); ++i) {
+    if (touched_[i] == kTouched) fail(concat("step.optimize for optimizer ", i, " was called in an early micro-batch of the step, but not in its last, which steps it: call it in all of them"));
+  }
   if (!manual_) finish_step(static_cast<double>(batch.num_samples), sizes.size());
   ++global_step_;
   for (const auto& scheduler : setup_.schedulers) {

@@ -172,5 +172,56 @@ TEST_F(TrainerMismatchTest, WithNothingLeftNewOptimizersHarmNobody) {
   EXPECT_EQ(saving_trainer(adamw(), folder_.text(), options)->train().outcome, Outcome::kNothingToDo);
 }
 
+// ---- what must not come over a run's files or state
+
+TEST_F(TrainerMismatchTest, ARunIsNotGoneOnWithOverTheCheckpointsOfAnother) {
+  const TempFolder mine, other;
+  saving_trainer(std::make_shared<TinyModule>(), mine.text(), run_of(2))->train();
+  saving_trainer(std::make_shared<TinyModule>(), other.text(), run_of(5))->train();
+  const StateDict before = read_checkpoint(other / "checkpoint_3.pt").module_interface_state;
+  const auto trainer = saving_trainer(std::make_shared<TinyModule>(), other.text(), run_of(5, (mine / "checkpoint_1.pt").string()));
+  EXPECT_THAT([&] { trainer->train(); }, ThrowsError(Errc::kInvalidArgument, AllOf(HasSubstr("of another run"), HasSubstr("save_dir"))));
+  EXPECT_TRUE(equal(read_checkpoint(other / "checkpoint_3.pt").module_interface_state, before));
+}
+
+TEST_F(TrainerMismatchTest, ARunThatTrainsNothingCannotSaveHalfAState) {
+  const TempFolder folder;
+  saving_trainer(std::make_shared<TinyModule>(), folder.text(), run_of(2))->train();
+  TrainerOptions options = run_of(2, "auto");
+  options.validate_only = true;
+  const auto trainer = saving_trainer(std::make_shared<TinyModule>(), folder.text(), options);
+  (void)trainer->validate();
+  EXPECT_THAT([&] { (void)trainer->save_checkpoint(true); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("no whole state to save")));
+  EXPECT_THAT(read_checkpoint(folder / "checkpoint_1.pt").trainer_state.at("optimizers").as_items(), SizeIs(1));
+}
+
+TEST_F(TrainerMismatchTest, ValidatingFromWithinTrainingIsRefused) {
+  auto module = std::make_shared<TinyModule>();
+  const TempFolder folder;
+  const auto trainer = saving_trainer(module, folder.text(), run_of(1));
+  module->at_end_step = [&](const StepSummary&) { (void)trainer->validate(); };
+  EXPECT_THAT([&] { trainer->train(); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("within train()")));
+}
+
+class AskingTrainer : public Trainer {
+ public:
+  using Trainer::Trainer;
+  std::vector<std::string> differences(const StateDict& state) const override {
+    return state.contains("mine") ? std::vector<std::string>{} : std::vector<std::string>{"mine: missing in the file"};
+  }
+};
+
+TEST_F(TrainerMismatchTest, WhatASubclassMissesIsToldBeforeAnythingIsApplied) {
+  const TempFolder folder;
+  saving_trainer(std::make_shared<TinyModule>(), folder.text(), run_of(1))->train();
+  auto module = std::make_shared<TinyModule>();
+  const StateDict before = clone(model_state(*module));
+  Checkpointers checkpointers;
+  checkpointers.push_back(std::make_unique<DefaultCheckpointer>(DefaultCheckpointerOptions{.save_dir = folder.text()}));
+  AskingTrainer trainer(module, nullptr, std::move(checkpointers), run_of(2, "must"));
+  EXPECT_THAT([&] { trainer.train(); }, ThrowsError(Errc::kMismatch, HasSubstr("mine: missing in the file")));
+  EXPECT_TRUE(equal(model_state(*module), before));
+}
+
 }  // namespace
 }  // namespace marlin

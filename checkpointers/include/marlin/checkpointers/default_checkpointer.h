@@ -69,6 +69,7 @@ class MARLIN_ABI DefaultCheckpointer : public AbstractCheckpointer {
  private:
   [[nodiscard]] std::filesystem::path model_folder() const;
   [[nodiscard]] bool keeps_models() const;
+  void refuse_to_mix(const RunStart& start, const std::vector<std::filesystem::path>& files) const;
   [[nodiscard]] std::vector<std::filesystem::path> own_files() const;
   [[nodiscard]] Checkpoint read(const std::filesystem::path& file) const;
   [[nodiscard]] Checkpoint load_newest(const std::filesystem::path& folder) const;

@@ -72,7 +72,7 @@ using Checkpointers = std::vector<std::unique_ptr<AbstractCheckpointer>>;
 /// Trains a module: epochs, validation, save points, resume. Installs no signal handler, ends no process, touches no global
 /// state; several Trainers may live in one process, each used from one thread (stop() from any). One exception: checkpoints
 /// keep the state of LibTorch's default CPU generator, and a resume sets it, so that random numbers go on as they would have.
-/// @par Source pymarlin core/trainer.py. Differs: DESIGN of this project in docs/; a resume that finds nothing is an error.
+/// @par Source pymarlin core/trainer.py. Differs: a resume that finds nothing is an error, and everything is looked at before anything is applied.
 class MARLIN_ABI Trainer {
  public:
   /// @param backend null: "sp". @param checkpointers empty: one DefaultCheckpointer with its defaults.
@@ -91,7 +91,7 @@ class MARLIN_ABI Trainer {
   /// Validates once, with what was resumed or initialised, over all validation loaders. @return "val/..." of all of them.
   Metrics validate();
 
-  /// Ends train() after the running step, with a forced checkpoint. From any thread, and before train(), too.
+  /// Ends train() after the running step (a validation that is running is finished first), with a forced checkpoint. From any thread, and before train(), too.
   void stop() noexcept { stop_.store(true, std::memory_order_relaxed); }
   [[nodiscard]] bool stop_requested() const noexcept { return stop_.load(std::memory_order_relaxed); }
 
@@ -105,7 +105,12 @@ class MARLIN_ABI Trainer {
   /// "last_epoch", "optimizers", "schedulers", "loader", "generators", "run_id", "version". Overriders add to it.
   [[nodiscard]] virtual StateDict get_state() const;
   virtual void update_state(const StateDict& state);
+  /// What keeps update_state() from taking such a state, one sentence each, besides what the Trainer looks at itself; looked at before
+  /// anything is applied. Overriders that add to the state say here what they need of it. Default: nothing.
+  [[nodiscard]] virtual std::vector<std::string> differences(const StateDict& state) const;
 
+  /// Whether a checkpoint or a file of weights is being looked for, read or applied: what is thrown meanwhile is about that.
+  [[nodiscard]] bool loading() const noexcept { return loading_; }
   /// Whether train() has come as far as its first epoch: what is thrown from then on is no longer about flags or files to load.
   [[nodiscard]] bool started() const noexcept { return started_; }
   [[nodiscard]] ModuleInterface& module() noexcept { return *module_; }
@@ -117,6 +122,10 @@ class MARLIN_ABI Trainer {
   class Listener;
 
   void set_up();
+  template <class Call> auto while_loading(const Call& call);
+  void make_loaders();
+  void make_optimizers();
+  void take_initial_weights();
   [[nodiscard]] at::Device resolve_device() const;
   [[nodiscard]] TrainingPlan make_plan(const Checkpoint& resumed) const;
   void check(const Checkpoint& checkpoint) const;
@@ -134,6 +143,8 @@ class MARLIN_ABI Trainer {
   [[nodiscard]] Checkpoint make_checkpoint() const;
   void collect_saves();
   void finish_saves();
+  void require_something_to_save(const char* call);
+  void open_checkpointers();
   [[nodiscard]] SavePoint save_point(Cause cause, bool force) const;
   [[nodiscard]] int64_t model_index() const;
   std::vector<std::string> save_where_due(const SavePoint& point, bool wait);
@@ -159,7 +170,7 @@ class MARLIN_ABI Trainer {
   int64_t epoch_start_step_ = 0;      // the global step at which that epoch began
   Metrics newest_;
   std::string newest_checkpoint_;
-  bool started_ = false;
+  bool started_ = false, training_ = false, loading_ = false;
   bool opened_ = false;               // the checkpointers know of this run
   bool ran_ = false;                  // steps were made since the last end of a run
   // By checkpointer: what its newest save was of (-1: none yet), and whether the newest try of one failed.

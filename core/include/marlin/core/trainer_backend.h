@@ -73,6 +73,8 @@ class MARLIN_ABI TrainerBackend {
   [[nodiscard]] virtual int64_t batches_completed() const = 0;       ///< Micro-batches.
   /// "global_step_completed", "batches_completed".
   [[nodiscard]] virtual StateDict get_state() const = 0;
+  /// What keeps update_state() from taking such a state, one sentence each. Default: nothing.
+  [[nodiscard]] virtual std::vector<std::string> differences(const StateDict& state) const;
   /// @throws Error kMismatch: an entry is missing or of another kind. Nothing is then changed.
   virtual void update_state(const StateDict& state) = 0;
 };

@@ -26,7 +26,8 @@ struct SaveSchedule {
 
 /// What a checkpointer learns when a run begins.
 struct RunStart {
-  std::string loaded_from;  ///< The file that this run resumes from; empty: a fresh start.
+  std::string loaded_from = {};  ///< The file that this run resumes from; empty: a fresh start.
+  std::string run_id = {};       ///< Of this run, and of those that it goes on from; empty: not known.
 };
 
 /// Keeps checkpoints. Public calls check and guard; an implementation writes the do_ hooks.
