@@ -10,6 +10,7 @@
 
 #include "marlin/checkpointers/archive_reader.h"
 #include "marlin/checkpointers/durable_file.h"
+#include "marlin/checkpointers/retention.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
 
@@ -70,46 +71,6 @@ std::vector<fs::path> files_in(const fs::path& folder, const CheckpointNames& na
   return result;
 }
 
-// Epoch and step files of a folder, each kind with the newest first. Names are looked at once each: there may be very many.
-struct ByAge {
-  std::vector<fs::path> epochs, steps;
-};
-
-ByAge by_age(const fs::path& folder, const CheckpointNames& names) {
-  using Found = std::pair<int64_t, fs::path>;
-  std::vector<Found> found[2];
-  std::error_code error;
-  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
-    const auto parsed = names.parse(entry->path().filename().native());
-    std::error_code ignored;
-    if (!parsed || (parsed->form != Form::kEpoch && parsed->form != Form::kStep) || !entry->is_regular_file(ignored)) continue;
-    found[parsed->form == Form::kStep].emplace_back(parsed->index, entry->path());
-  }
-  const auto sorted = [](std::vector<Found>& files) {
-    std::sort(files.begin(), files.end(), [](const Found& a, const Found& b) { return a.first > b.first; });
-    std::vector<fs::path> paths;
-    paths.reserve(files.size());
-    for (Found& file : files) paths.push_back(std::move(file.second));
-    return paths;
-  };
-  return {sorted(found[0]), sorted(found[1])};
-}
-
-int64_t global_step(const Checkpoint& checkpoint) {
-  const Value* step = checkpoint.trainer_backend_state.find("global_step_completed");
-  const auto* number = step == nullptr ? nullptr : step->get_if<int64_t>();
-  return number == nullptr ? -1 : *number;
-}
-
-bool can_be_opened(const fs::path& file) {
-  try {
-    ArchiveReader(file, Verify::kOff);
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
 bool is_set(const std::optional<std::string>& option) { return option && !option->empty(); }
 
 }  // namespace
@@ -136,7 +97,7 @@ DefaultCheckpointer::DefaultCheckpointer(DefaultCheckpointerOptions options, con
     throw Error(Errc::kInvalidArgument, "checkpointer.keep_last: 1 is refused: if that file turned out broken, none would be left; give 2 or more, or 0 for all");
   }
   if (options_.save_dir.empty()) throw Error(Errc::kInvalidArgument, "checkpointer.save_dir: must not be empty; '.' is the working directory");
-  set_schedule({options_.checkpoint, options_.period});
+  set_schedule({.checkpoint = options_.checkpoint, .period = options_.period});
   set_name("default");
 }
 
@@ -236,15 +197,9 @@ std::vector<std::string> DefaultCheckpointer::do_save(const Checkpoint& checkpoi
 void DefaultCheckpointer::evict(const fs::path& just_written) {
   if (options_.keep_last == 0) return;
   const LevelFilter log(host_.logger, options_.log_level);
-  const ByAge files = by_age(just_written.parent_path(), names_);
+  const FilesByAge files = files_by_age(just_written.parent_path(), names_);
   const bool is_epoch = std::find(files.steps.begin(), files.steps.end(), just_written) == files.steps.end();
-  int64_t kept = 1;
-  for (const fs::path& file : is_epoch ? files.epochs : files.steps) {
-    if (file == just_written) continue;
-    if (kept < options_.keep_last) {
-      if (can_be_opened(file)) ++kept;
-      continue;
-    }
+  for (const fs::path& file : plan_keep_last(is_epoch ? files.epochs : files.steps, options_.keep_last, just_written).surplus) {
     try {
       file_system_.remove(file);
       log.info("removed ", file.string(), " (keep_last ", options_.keep_last, ")");
@@ -272,19 +227,19 @@ bool DefaultCheckpointer::do_wants_load() const { return is_set(options_.load_di
 Checkpoint DefaultCheckpointer::do_load(const LoadRequest& request) {
   if (request.from == LoadRequest::From::kPath) {
     std::error_code error;
-    if (!fs::is_directory(request.path, error)) return read(request.path);
-    Checkpoint found = load_newest(request.path);
+    if (!fs::is_directory(request.path, error)) return read(request.path, request.verify);
+    Checkpoint found = load_newest(request.path, request.verify);
     if (found.empty() && request.required) throw Error(Errc::kNotFound, concat("no checkpoint '", names_.name(Form::kEpoch, 0), "' or later in ", request.path));
     return found;
   }
   if (is_set(options_.load_filename)) {
-    return read(fs::path(is_set(options_.load_dir) ? *options_.load_dir : options_.save_dir) / *options_.load_filename);
+    return read(fs::path(is_set(options_.load_dir) ? *options_.load_dir : options_.save_dir) / *options_.load_filename, request.verify);
   }
   std::vector<std::string> searched;
   if (is_set(options_.load_dir)) searched.push_back(*options_.load_dir);
   if (request.from == LoadRequest::From::kAnywhere) searched.push_back(options_.save_dir);
   for (const std::string& folder : searched) {
-    if (Checkpoint found = load_newest(folder); !found.empty()) return found;
+    if (Checkpoint found = load_newest(folder, request.verify); !found.empty()) return found;
   }
   if (request.required) {
     throw Error(Errc::kNotFound, concat("no checkpoint to resume from: no file like ", names_.name(Form::kEpoch, 0), " in ", searched.empty() ? "any folder" : join(searched), "; --resume auto starts afresh if there is none"));
@@ -292,22 +247,22 @@ Checkpoint DefaultCheckpointer::do_load(const LoadRequest& request) {
   return {};
 }
 
-Checkpoint DefaultCheckpointer::read(const fs::path& file) const {
+Checkpoint DefaultCheckpointer::read(const fs::path& file, Verify verify) const {
   Verified verified = Verified::kNothing;
-  Checkpoint found = read_checkpoint(file, Verify::kFull, &verified);
-  if (verified != Verified::kHashes) {
-    LevelFilter(host_.logger, options_.log_level).info(file.string(), " could not be verified: it has no commit record with hashes; its checksums (CRC-32) are right");
-  }
+  Checkpoint found = read_checkpoint(file, verify, &verified);
+  const LevelFilter log(host_.logger, options_.log_level);
+  if (verified == Verified::kChecksums) log.info(file.string(), " could not be verified: it has no commit record with hashes; its checksums (CRC-32) are right");
+  if (verified == Verified::kNothing) log.warning(file.string(), ": its tensors were not verified (checkpointer.verify off)");
   return found;
 }
 
-Checkpoint DefaultCheckpointer::load_newest(const fs::path& folder) const {
+Checkpoint DefaultCheckpointer::load_newest(const fs::path& folder, Verify verify) const {
   Checkpoint found[2];
   std::string problem;
-  const ByAge files = by_age(folder, names_);
+  const FilesByAge files = files_by_age(folder, names_);
   for (const auto* candidates : {&files.epochs, &files.steps}) {
     try {
-      found[candidates == &files.steps] = newest_whole(*candidates);
+      found[candidates == &files.steps] = newest_whole(*candidates, verify);
     } catch (const Error& error) {
       if (error.code() != Errc::kCorrupt) throw;
       problem = error.what();
@@ -320,15 +275,15 @@ Checkpoint DefaultCheckpointer::load_newest(const fs::path& folder) const {
   }
   if (by_step.empty()) return by_epoch;
   if (by_epoch.empty()) return by_step;
-  return global_step(by_step) > global_step(by_epoch) ? by_step : by_epoch;
+  return by_step.global_step() > by_epoch.global_step() ? by_step : by_epoch;
 }
 
-Checkpoint DefaultCheckpointer::newest_whole(const std::vector<fs::path>& newest_first) const {
+Checkpoint DefaultCheckpointer::newest_whole(const std::vector<fs::path>& newest_first, Verify verify) const {
   const LevelFilter log(host_.logger, options_.log_level);
   std::string first_problem;
   for (const fs::path& file : newest_first) {
     try {
-      Checkpoint found = read(file);
+      Checkpoint found = read(file, verify);
       if (!first_problem.empty()) log.warning("a newer checkpoint is broken and was passed over: ", first_problem);
       return found;
     } catch (const Error& error) {

@@ -4,7 +4,6 @@
 
 #include <cstdlib>
 #include <iostream>
-#include <sstream>
 
 #include "cli/command_line.h"
 #include "marlin/checkpointers/default_checkpointer.h"
@@ -53,25 +52,8 @@ struct WriterOptions {
   }
 };
 
-// What every checkpointer has from the host.
-OptionTable host_checkpointer_options() {
-  return {{"checkpoint", OptionType::kBool, "true", "Master switch: off, nothing is written."},
-          {"period", OptionType::kInt, "1", "Save when epoch % period == 0, epochs counted from 0; the last one always.", "epochs", 1.0},
-          {"async", OptionType::kBool, "true", "Save in the background while training goes on."},
-          {"on_error", OptionType::kString, "warn", "When a save fails: warn, go on and try again at the next save point; or fail, end the run.", "", {}, {}, {"warn", "fail"}}};
-}
-
 bool is_built_in(const std::string& name, std::initializer_list<const char*> names) {
   return std::find(names.begin(), names.end(), name) != names.end();
-}
-
-std::vector<std::string> split_path(const std::string& path) {
-  std::vector<std::string> folders;
-  std::istringstream stream(path);
-  for (std::string folder; std::getline(stream, folder, ':');) {
-    if (!folder.empty()) folders.push_back(folder);
-  }
-  return folders;
 }
 
 // One program run: from the command line to the exit code.
@@ -116,7 +98,7 @@ class Run {
     launch_ = marlin::parse<LaunchOptions>(command_line_.preview(option_table<LaunchOptions>()));
     logger_ = make_console_logger(parse_log_level(launch_.log_level));
     host_.logger = logger_.get();
-    plugins_.emplace(split_path(launch_.plugin_path), host_);
+    plugins_.emplace(split(launch_.plugin_path, ':'), host_);
     if (launch_.checkpointer.empty()) throw Error(Errc::kInvalidArgument, "--checkpointer: names none; to write nothing give --checkpointer.checkpoint false");
     for (const std::string& name : launch_.checkpointer) checkpointers_.push_back(find_part(name, PluginKind::kCheckpointer, {"default"}, checkpointers_));
     for (const std::string& name : launch_.writers) writers_.push_back(find_part(name, PluginKind::kWriter, {"stdout", "jsonl"}, writers_));
@@ -149,7 +131,7 @@ class Run {
     groups.push_back({"Module", {"module."}, application_.module_options});
     groups.push_back({"Writers", {"writer."}, option_table<WriterOptions>()});
     for (Part& part : checkpointers_) {
-      OptionTable table = host_checkpointer_options();
+      OptionTable table = option_table<SaveSchedule>();
       for (OptionSpec& spec : part.plugin ? OptionTable(part.plugin->options) : option_table<DefaultCheckpointerOptions>()) table.push_back(std::move(spec));
       const std::string own = "checkpointer." + part.name + ".";
       add_group(groups, part, "Checkpointer " + part.name, checkpointers_.size() == 1 ? std::vector<std::string>{"checkpointer.", own} : std::vector<std::string>{own}, std::move(table));
@@ -175,8 +157,7 @@ class Run {
       } else {
         result.push_back(std::make_unique<DefaultCheckpointer>(marlin::parse<DefaultCheckpointerOptions>(own), host_));
       }
-      result.back()->set_schedule({own.get<bool>("checkpoint"), own.get<int64_t>("period"), own.get<bool>("async"),
-                                   own.get<std::string>("on_error") == "fail" ? OnError::kFail : OnError::kWarn});
+      result.back()->set_schedule(marlin::parse<SaveSchedule>(own));
     }
     return result;
   }
@@ -206,7 +187,7 @@ class Run {
     const auto trainer_options = marlin::parse<TrainerOptions>(options[0]);
     torch::manual_seed(static_cast<uint64_t>(trainer_options.seed));
     std::unique_ptr<TrainerBackend> backend;
-    if (backend_.plugin) backend.reset(plugins_->make_backend(*backend_.plugin, options[backend_.group]));
+    if (backend_.plugin) backend = plugins_->make_backend(*backend_.plugin, options[backend_.group]);
     Checkpointers checkpointers = make_checkpointers(options);
     TrainerServices services{logger_.get(), make_writers(options), make_progress(launch_.progress, stderr)};
     trainer_ = std::make_unique<Trainer>(application_.make_module(options[1]), std::move(backend), std::move(checkpointers), trainer_options, std::move(services));
@@ -216,6 +197,7 @@ class Run {
       result.metrics = trainer_->validate();
       result.epochs = trainer_->last_epoch() + 1;
       result.global_step = trainer_->global_step();
+      result.checkpoint = trainer_->newest_checkpoint();
     } else {
       result = trainer_->train();
     }

@@ -29,20 +29,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kPrefix = "lib", kSuffix = ".so";
-// Options that every checkpointer has from the host.
-constexpr std::string_view kHostOptions[] = {"checkpoint", "period", "period_steps", "period_seconds", "async", "on_error", "verify"};
+constexpr std::string_view kReservedOptions[] = {"period_steps", "period_seconds"};  // will be the host's
 
 [[noreturn]] void refuse(const std::string& what, const std::string& why) { throw Error(Errc::kPlugin, concat(what, ": ", why)); }
-
-std::vector<std::string> split_path(std::string_view text) {
-  std::vector<std::string> parts;
-  while (!text.empty()) {
-    const size_t colon = std::min(text.find(':'), text.size());
-    if (colon > 0) parts.emplace_back(text.substr(0, colon));
-    text.remove_prefix(std::min(colon + 1, text.size()));
-  }
-  return parts;
-}
 
 std::string file_name_of(const std::string& name) { return concat(kPrefix, name, kSuffix); }
 
@@ -142,13 +131,19 @@ void check_option(const OptionSpec& spec, std::vector<std::string>& problems) {
   }
 }
 
+bool is_the_hosts(const std::string& option) {
+  static const OptionTable kTable = option_table<SaveSchedule>();
+  return std::any_of(kTable.begin(), kTable.end(), [&](const OptionSpec& spec) { return spec.name == option; }) ||
+         std::find(std::begin(kReservedOptions), std::end(kReservedOptions), option) != std::end(kReservedOptions);
+}
+
 void check_options(const LoadedPlugin& plugin) {
   std::vector<std::string> problems;
   std::set<std::string_view> names;
   for (const OptionSpec& spec : plugin.options) {
     check_option(spec, problems);
     if (!names.insert(spec.name).second) problems.push_back(concat("option ", one_line(spec.name), " is there twice"));
-    if (plugin.kind == PluginKind::kCheckpointer && std::find(std::begin(kHostOptions), std::end(kHostOptions), spec.name) != std::end(kHostOptions)) {
+    if (plugin.kind == PluginKind::kCheckpointer && is_the_hosts(spec.name)) {
       problems.push_back(concat("option ", spec.name, " is one that every checkpointer has from the host"));
     }
   }
@@ -175,10 +170,10 @@ const char* to_string(PluginKind kind) noexcept {
 }
 
 PluginHost::PluginHost(std::vector<std::string> plugin_path, HostContext context) : folders_(std::move(plugin_path)), context_(context) {
-  std::erase(folders_, "");
   if (const char* more = std::getenv("MARLIN_PLUGIN_PATH")) {
-    for (std::string& folder : split_path(more)) folders_.push_back(std::move(folder));
+    for (std::string& folder : split(more, ':')) folders_.push_back(std::move(folder));
   }
+  std::erase(folders_, "");
   folders_.push_back((fs::absolute(boost::dll::this_line_location()).parent_path() / "marlin" / "plugins").string());
   if (!context_.logger) context_.logger = &null_logger();
 }
@@ -260,8 +255,8 @@ std::unique_ptr<Writer> PluginHost::make_writer(const LoadedPlugin& plugin, cons
   return std::unique_ptr<Writer>(made(plugin, PluginKind::kWriter, "make_writer", plugin.descriptor->info.make_writer, context_, options));
 }
 
-TrainerBackend* PluginHost::make_backend(const LoadedPlugin& plugin, const Options& options) {
-  return made(plugin, PluginKind::kBackend, "make_backend", plugin.descriptor->info.make_backend, context_, options);
+std::unique_ptr<TrainerBackend> PluginHost::make_backend(const LoadedPlugin& plugin, const Options& options) {
+  return std::unique_ptr<TrainerBackend>(made(plugin, PluginKind::kBackend, "make_backend", plugin.descriptor->info.make_backend, context_, options));
 }
 
 }  // namespace marlin

@@ -1,5 +1,7 @@
 #include "save_service.h"
 
+#include <chrono>
+#include <cmath>
 #include <utility>
 
 namespace marlin {
@@ -18,7 +20,10 @@ SaveService::~SaveService() {
 }
 
 void SaveService::submit(const Checkpoint& live, const Snapshot::Storages& may_wait, SavePoint point, std::vector<Target> targets) {
+  const auto begin = std::chrono::steady_clock::now();
   drain();  // the buffers are those of the save in flight
+  const double waited = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (waited >= 1.0) logger_.info("training waited ", std::llround(waited), " s for the save before this one; save less often, or give --checkpointer.when_busy skip");
   state_ = snapshot_.begin(live, may_wait);
   point_ = std::move(point);
   targets_ = std::move(targets);
@@ -48,6 +53,11 @@ void SaveService::drain() {
   fence();
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return !has_job_; });
+}
+
+bool SaveService::busy() {
+  const std::lock_guard lock(mutex_);
+  return has_job_;
 }
 
 std::vector<SaveService::Outcome> SaveService::take_outcomes() {

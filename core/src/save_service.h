@@ -38,6 +38,7 @@ class SaveService {
   SaveService& operator=(const SaveService&) = delete;
 
   /// Starts a save of `live`. Tensors over `may_wait` are read until the next fence() returns; the rest is copied before this returns.
+  /// @throws std::exception: there is no memory for the copies. Nothing has been started then.
   void submit(const Checkpoint& live, const Snapshot::Storages& may_wait, SavePoint point, std::vector<Target> targets);
   /// Before an optimizer's step: returns when nothing that the step changes is read any more. Nothing to wait for: one atomic load.
   void fence() {
@@ -45,6 +46,8 @@ class SaveService {
   }
   /// Waits until the save in flight is on disk.
   void drain();
+  /// Whether a save is in flight.
+  [[nodiscard]] bool busy();
   [[nodiscard]] bool has_outcomes() const { return has_outcomes_.load(std::memory_order_acquire); }
   /// What has ended since the last call.
   [[nodiscard]] std::vector<Outcome> take_outcomes();

@@ -77,6 +77,7 @@ RunResult Trainer::train() {
     services_.logger->info("nothing to do: ", last_epoch_ + 1, " of ", options_.epochs, " epochs and ", global_step(), " steps are done");
     if (last_epoch_ >= 0 || in_epoch_) save_models();
   } else {
+    open_writers();
     open_checkpointers();
     started_ = training_ = true;
     try {
@@ -167,6 +168,18 @@ void Trainer::write(MetricsEvent::Kind kind, int64_t epoch, const Metrics& metri
   if (services_.progress) services_.progress->clear_line();
   const MetricsEvent event{kind, epoch, global_step(), metrics};
   each_writer([&](Writer& writer) { writer.write(event); });
+}
+
+void Trainer::open_writers() {
+  for (const auto& writer : services_.writers) {
+    try {
+      writer->open();
+    } catch (const Error&) {
+      throw;
+    } catch (const std::exception& error) {
+      throw Error(Errc::kPlugin, concat("a writer of metrics cannot begin: ", error.what()));
+    }
+  }
 }
 
 // Training is worth more than its record: a writer that fails is told of once and left out from then on.

@@ -66,6 +66,38 @@ bool Trainer::save_or_report(const AbstractCheckpointer& checkpointer, const std
   }
 }
 
+void Trainer::save_now(size_t place, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written) {
+  AbstractCheckpointer& checkpointer = *checkpointers_[place];
+  saves_->drain();  // no two calls at once
+  const bool done = save_or_report(checkpointer, what_is_saved(point), [&] { return checkpointer.save(checkpoint, point); }, written);
+  if (done) saved_step_[place] = point.global_step, saved_index_[place] = point.index;
+  failed_[place] = !done;
+}
+
+// Whether a save point that is due is left out because the save before it is still being written.
+bool Trainer::is_skipped(const AbstractCheckpointer& checkpointer, const SavePoint& point) {
+  if (point.force || !checkpointer.schedule().async || checkpointer.schedule().when_busy != WhenBusy::kSkip || !saves_->busy()) return false;
+  if (services_.progress) services_.progress->clear_line();
+  services_.logger->info("checkpointer '", checkpointer.name(), "' does not save the ", what_is_saved(point), ": the save before it is still being written (when_busy skip)");
+  return true;
+}
+
+void Trainer::save_in_background(const std::vector<size_t>& places, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written) {
+  std::vector<SaveService::Target> targets;
+  for (const size_t place : places) targets.push_back({place, checkpointers_[place].get()});
+  std::string problem;
+  try {
+    saves_->submit(checkpoint, changed_by_steps(*module_, checkpoint), point, std::move(targets));
+    return;
+  } catch (const c10::Error& error) {
+    problem = error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    problem = error.what();
+  }
+  services_.logger->warning("no snapshot could be taken (", problem, "), so training stands still until the ", what_is_saved(point), " is saved");
+  for (const size_t place : places) save_now(place, checkpoint, point, written);
+}
+
 // With `wait` everything due is on disk when this returns; else those that may be saved in the background are.
 std::vector<std::string> Trainer::save_where_due(const SavePoint& point, bool wait) {
   std::vector<std::string> written;
@@ -75,25 +107,22 @@ std::vector<std::string> Trainer::save_where_due(const SavePoint& point, bool wa
   }
   const std::string what = what_is_saved(point);
   std::optional<Checkpoint> checkpoint;  // built once, and only if somebody wants it
-  std::vector<SaveService::Target> background;
+  std::vector<size_t> background;
   for (size_t i = 0; i < checkpointers_.size(); ++i) {
     AbstractCheckpointer& checkpointer = *checkpointers_[i];
     if (saved_step_[i] == point.global_step && saved_index_[i] == point.index) continue;  // just saved
     bool due = false;
     const bool asked = save_or_report(checkpointer, what, [&] { return due = checkpointer.due(point), std::vector<std::string>(); }, written);
     if (!asked) failed_[i] = 1;
-    if (!due) continue;
+    if (!due || is_skipped(checkpointer, point)) continue;
     if (!checkpoint) checkpoint = make_checkpoint();
     if (!wait && checkpointer.schedule().async) {
-      background.push_back({i, &checkpointer});
-      continue;
+      background.push_back(i);
+    } else {
+      save_now(i, *checkpoint, point, written);
     }
-    saves_->drain();  // no two calls at once
-    const bool done = save_or_report(checkpointer, what, [&] { return checkpointer.save(*checkpoint, point); }, written);
-    if (done) saved_step_[i] = point.global_step, saved_index_[i] = point.index;
-    failed_[i] = !done;
   }
-  if (!background.empty()) saves_->submit(*checkpoint, changed_by_steps(*module_, *checkpoint), point, std::move(background));
+  if (!background.empty()) save_in_background(background, *checkpoint, point, written);
   if (!written.empty()) newest_checkpoint_ = written.front();
   return written;
 }

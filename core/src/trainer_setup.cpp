@@ -92,8 +92,9 @@ Checkpoint Trainer::load_checkpoints() {
   std::optional<Error> problem;
   for (const auto& checkpointer : checkpointers_) {
     try {
+      request.verify = checkpointer->schedule().verify;
       Checkpoint found = checkpointer->load(request);
-      const int64_t step = int_or(found.trainer_backend_state, "global_step_completed", 0);
+      const int64_t step = std::max<int64_t>(found.global_step(), 0);  // one that does not say is looked at all the same
       if (found.empty() || step <= newest_step) continue;
       newest = std::move(found);
       newest_step = step;
@@ -125,7 +126,7 @@ TrainingPlan Trainer::make_plan(const Checkpoint& resumed) const {
   if (!options_.reset_optimizers_schedulers || resumed.empty()) return plan;
 
   const int64_t epochs_left = options_.epochs - (int_or(resumed.trainer_state, "last_epoch", -1) + 1);
-  const int64_t steps_done = int_or(resumed.trainer_backend_state, "global_step_completed", 0);
+  const int64_t steps_done = std::max<int64_t>(resumed.global_step(), 0);
   if (epochs_left <= 0 || (plan.max_steps && *plan.max_steps <= steps_done)) return plan;  // nothing will be run by it
   plan.epochs = epochs_left;
   if (plan.max_steps) *plan.max_steps -= steps_done;

@@ -44,11 +44,15 @@ class JsonlWriter final : public Writer {
  public:
   explicit JsonlWriter(const std::filesystem::path& dir) : path_(dir / "metrics.jsonl") {}
 
+  void open() override {
+    if (!file_) open_file();
+  }
+
   void write(const MetricsEvent& event) override {
     nlohmann::ordered_json object = {{"kind", to_string(event.kind)}, {"epoch", event.epoch}, {"global_step", event.global_step}};
     for (const auto& [name, value] : event.metrics) object.emplace(name, json_number(value));
     const std::string line = object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
-    if (!file_) open();
+    open();
     if (std::fwrite(line.data(), 1, line.size(), file_.get()) != line.size()) fail("write to", errno);
   }
 
@@ -65,7 +69,7 @@ class JsonlWriter final : public Writer {
     throw Error(Errc::kIo, concat("cannot ", what, " ", path_.string(), ": ", std::strerror(error)));
   }
 
-  void open() {
+  void open_file() {
     if (path_.has_parent_path()) {
       std::error_code error;
       std::filesystem::create_directories(path_.parent_path(), error);

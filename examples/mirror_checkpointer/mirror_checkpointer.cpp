@@ -87,10 +87,10 @@ class MirrorCheckpointer : public marlin::AbstractCheckpointer {
     std::vector<fs::path> searched;
     if (request.from == From::kAnywhere) searched = folders_;
     if (request.from == From::kPath) {
-      if (!fs::is_directory(request.path)) return marlin::read_checkpoint(request.path);  // named, so it must be there and whole
+      if (!fs::is_directory(request.path)) return marlin::read_checkpoint(request.path, request.verify);  // named, so it must be there and whole
       searched = {request.path};
     }
-    Checkpoint found = newest(searched);
+    Checkpoint found = newest(searched, request.verify);
     if (found.empty() && request.required) {
       throw Error(Errc::kNotFound, concat("no checkpoint to resume from: no file like ", names_.name(Form::kEpoch, 0), " in ", searched.empty() ? "any folder" : list(searched)));
     }
@@ -116,11 +116,11 @@ class MirrorCheckpointer : public marlin::AbstractCheckpointer {
   }
 
   // The newest checkpoint of which a copy is whole. A broken or missing copy is never passed over in silence, nor mended.
-  Checkpoint newest(const std::vector<fs::path>& folders) const {
+  Checkpoint newest(const std::vector<fs::path>& folders, marlin::Verify verify) const {
     std::vector<std::string> problems;
-    Checkpoint by_epoch = newest_of(Form::kEpoch, folders, problems);
-    Checkpoint by_step = newest_of(Form::kStep, folders, problems);
-    Checkpoint& found = global_step(by_step) > global_step(by_epoch) ? by_step : by_epoch;
+    Checkpoint by_epoch = newest_of(Form::kEpoch, folders, verify, problems);
+    Checkpoint by_step = newest_of(Form::kStep, folders, verify, problems);
+    Checkpoint& found = by_step.global_step() > by_epoch.global_step() ? by_step : by_epoch;
     if (problems.empty()) return found;
     if (found.empty()) throw Error(Errc::kCorrupt, concat("no checkpoint in ", list(folders), " is whole: ", marlin::join(problems, "; ")));
     logger_.warning("going on from ", found.source, ", although: ", marlin::join(problems, "; "));
@@ -128,7 +128,7 @@ class MirrorCheckpointer : public marlin::AbstractCheckpointer {
   }
 
   // All copies are read, so that a broken mirror is noticed while the original is still there.
-  Checkpoint newest_of(Form form, const std::vector<fs::path>& folders, std::vector<std::string>& problems) const {
+  Checkpoint newest_of(Form form, const std::vector<fs::path>& folders, marlin::Verify verify, std::vector<std::string>& problems) const {
     std::set<int64_t, std::greater<>> indices;  // highest first
     for (const fs::path& folder : folders) {
       for (const std::string& name : own_files(folder)) {
@@ -139,7 +139,7 @@ class MirrorCheckpointer : public marlin::AbstractCheckpointer {
     for (auto index = indices.begin(); index != indices.end() && found.empty(); ++index) {
       for (const fs::path& folder : folders) {
         try {
-          Checkpoint copy = marlin::read_checkpoint(folder / names_.name(form, *index));
+          Checkpoint copy = marlin::read_checkpoint(folder / names_.name(form, *index), verify);
           if (found.empty()) found = std::move(copy);
         } catch (const Error& error) {
           if (error.code() == Errc::kUnsupported) throw;  // whole, but of a later libmarlin: an older file would not be what is wanted
@@ -161,11 +161,6 @@ class MirrorCheckpointer : public marlin::AbstractCheckpointer {
     }
     std::ranges::sort(names);
     return names;
-  }
-
-  static int64_t global_step(const Checkpoint& checkpoint) {
-    const marlin::Value* step = checkpoint.trainer_backend_state.find("global_step_completed");
-    return step == nullptr ? -1 : step->as_int();
   }
 
   static std::string list(const std::vector<fs::path>& folders) {

@@ -4,6 +4,12 @@
 
 namespace marlin {
 
+int64_t Checkpoint::global_step() const {
+  const Value* step = trainer_backend_state.find("global_step_completed");
+  const auto* number = step == nullptr ? nullptr : step->get_if<int64_t>();
+  return number == nullptr ? -1 : *number;
+}
+
 const char* to_string(Unit unit) noexcept { return unit == Unit::kEpoch ? "epoch" : "step"; }
 
 const char* to_string(Cause cause) noexcept {
@@ -26,6 +32,7 @@ const char* to_string(MetricsEvent::Kind kind) noexcept {
 }
 
 Writer::~Writer() = default;
+void Writer::open() {}
 void Writer::flush() {}
 
 }  // namespace marlin

@@ -29,15 +29,25 @@ void check_index(const std::string& name, const char* call, int64_t index) {
 
 }  // namespace
 
+std::vector<OptionField<SaveSchedule>> SaveSchedule::option_fields() {
+  using S = SaveSchedule;
+  return {
+      option_field("checkpoint", &S::checkpoint, "Master switch: off, nothing is written."),
+      option_field("period", &S::period, "Save when epoch % period == 0, epochs counted from 0; the last one always.", {.unit = "epochs", .min = 1}),
+      option_field("async", &S::async, "Save in the background while training goes on."),
+      option_field("when_busy", &S::when_busy, "When the save before is still being written: wait for it; or skip this one, unless it is the last.", {.choices = {"wait", "skip"}}),
+      option_field("on_error", &S::on_error, "When a save fails: warn, go on and try again at the next save point; or fail, end the run.", {.choices = {"warn", "fail"}}),
+      option_field("verify", &S::verify, "On a resume, compare with the file's hashes: full, all of it first; lazy, what is taken; or off.", {.choices = {"full", "lazy", "off"}}),
+  };
+}
+
 AbstractCheckpointer::AbstractCheckpointer() = default;
 AbstractCheckpointer::~AbstractCheckpointer() = default;
 
 void AbstractCheckpointer::set_name(std::string name) { name_ = std::move(name); }
 
 void AbstractCheckpointer::set_schedule(const SaveSchedule& schedule) {
-  if (schedule.period < 1) {
-    throw Error(Errc::kInvalidArgument, concat("checkpointer.period: must be at least 1 (epochs), got ", schedule.period));
-  }
+  validate(schedule, "checkpointer.");
   schedule_ = schedule;
 }
 

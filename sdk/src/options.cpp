@@ -19,16 +19,6 @@ std::optional<T> number(std::string_view text) {
   return value;
 }
 
-std::vector<std::string> split(std::string_view text) {
-  std::vector<std::string> parts;
-  while (!text.empty()) {
-    const size_t comma = std::min(text.find(','), text.size());
-    parts.emplace_back(text.substr(0, comma));
-    text.remove_prefix(std::min(comma + 1, text.size()));
-  }
-  return parts;
-}
-
 [[noreturn]] void refuse(std::string_view flag, const std::string& why) {
   throw Error(Errc::kInvalidArgument, concat(flag, ": ", why));
 }
@@ -121,7 +111,7 @@ double Options::double_value(std::string_view name) const {
   throw Error(Errc::kInvalidArgument, concat("option '", name, "' is '", text(name), "', not a number"));
 }
 
-std::vector<std::string> Options::list_value(std::string_view name) const { return split(text(name)); }
+std::vector<std::string> Options::list_value(std::string_view name) const { return split(text(name), ','); }
 
 namespace detail {
 

@@ -269,6 +269,10 @@ class BadPartsTest(CliTest):
         self.refused(2, "--backend", "nosuch", says=("no plugin 'nosuch'", "libnosuch.so", str(BUILD / "lib/marlin/plugins"), "built in: sp"))
         self.refused(2, "--writers", "stdout,jsnol", says=("no plugin 'jsnol'", "built in: stdout, jsonl"))
 
+    def test_a_folder_for_metrics_that_cannot_be_written(self):
+        self.refused(2, "--writers", "jsonl", "--writer.dir", "/proc/nowhere", says="cannot make the folder of /proc/nowhere/metrics.jsonl: ")
+        self.refused(2, "--writers", "jsonl", "--writer.dir", self.put("file"), says="is not a folder")
+
 
 @unittest.skipUnless(BAD_PLUGINS.is_dir(), "bad_plugins are not built")
 class BadPluginsTest(CliTest):

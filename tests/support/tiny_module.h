@@ -183,6 +183,20 @@ class TinyModule : public ModuleInterface {
   return options;
 }
 
+/// Options of a run of that many epochs in batches of 4, by default on its own.
+[[nodiscard]] inline TrainerOptions run_of(int64_t epochs, std::optional<std::string> resume = {}) {
+  TrainerOptions options;
+  options.epochs = epochs;
+  options.train_batch_size = 4;
+  options.resume = std::move(resume);
+  return options;
+}
+[[nodiscard]] inline TrainerOptions run_of(int64_t epochs, int64_t train_batch_size) {
+  TrainerOptions options = run_of(epochs);
+  options.train_batch_size = train_batch_size;
+  return options;
+}
+
 /// A Trainer that writes nothing.
 [[nodiscard]] inline std::unique_ptr<Trainer> unsaved_trainer(std::shared_ptr<ModuleInterface> module, TrainerOptions options, TrainerServices services = {}) {
   DefaultCheckpointerOptions off;

@@ -132,8 +132,12 @@ void ArchiveReader::Impl::check_before_use() {
     }
   }
   verification_.check(now);
-  if (verify_ == Verify::kFull) verified = has_hashes ? Verified::kHashes : Verified::kChecksums;
-  if (verify_ == Verify::kLazy) verified = Verified::kAsTaken;
+  if (verify_ == Verify::kOff) return;
+  if (!has_hashes) {
+    verified = Verified::kChecksums;
+  } else {
+    verified = verify_ == Verify::kFull ? Verified::kHashes : Verified::kAsTaken;
+  }
 }
 
 std::vector<const archive::ZipRecord*> ArchiveReader::Impl::records_of_tensors() const {

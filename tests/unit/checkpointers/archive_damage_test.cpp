@@ -6,10 +6,10 @@
 #include <random>
 
 #include "archive_test_util.h"
-#include "expect_error.h"
-#include "marlin/sdk/text.h"
 #include "marlin/checkpointers/archive.h"
 #include "marlin/checkpointers/default_checkpointer.h"
+#include "marlin/sdk/text.h"
+#include "throws_error.h"
 
 namespace marlin {
 namespace {
@@ -21,7 +21,8 @@ using test::make_zip;
 using test::pickled_dict_of_tensor;
 using test::pickled_text;
 using test::records_of;
-using testing::expect_error;
+using ::testing::HasSubstr;
+using testing::ThrowsError;
 
 StateDict small_state() {
   StateDict model = {{"weight", torch::arange(12.).reshape({3, 4})}, {"steps", torch::tensor(7)}};
@@ -53,7 +54,7 @@ TEST(ArchiveDamageTest, EveryTruncationIsCorrupt) {
   const Folder folder;
   const std::string whole = archive_bytes(small_state(), kRecord);
   for (size_t size = 0; size < whole.size(); ++size) {
-    expect_error(Errc::kCorrupt, "cut.pt: ", [&] { return read_archive(folder.put("cut.pt", whole.substr(0, size))); });
+    EXPECT_THAT([&] { return read_archive(folder.put("cut.pt", whole.substr(0, size))); }, ThrowsError(Errc::kCorrupt, HasSubstr("cut.pt: ")));
     if (HasFailure()) FAIL() << "cut to " << size << " bytes";
   }
 }
@@ -84,8 +85,7 @@ TEST(ArchiveDamageTest, AFlippedBitInATensorIsToldWithItsRecord) {
     std::string changed = whole;
     const size_t bit = random() % (20000 * 4 * 8);
     changed[start + bit / 8] = static_cast<char>(changed[start + bit / 8] ^ (1 << (bit % 8)));
-    expect_error(Errc::kCorrupt, "flip.pt: data/0: its bytes do not match their hash",
-                 [&] { return read_archive(folder.put("flip.pt", changed)); });
+    EXPECT_THAT([&] { return read_archive(folder.put("flip.pt", changed)); }, ThrowsError(Errc::kCorrupt, HasSubstr("flip.pt: data/0: its bytes do not match their hash")));
     ASSERT_FALSE(HasFailure()) << "bit " << bit;
   }
 }
@@ -192,7 +192,7 @@ TEST(ArchiveDamageTest, ARandomlyChangedPickleNeverCrashesTheReader) {
 class HostilePickleTest : public ::testing::Test {
  protected:
   void expect(Errc code, const std::string& why, const std::string& pickle) {
-    expect_error(code, "hostile.pt: " + why, [&] { return read_archive(folder_.put("hostile.pt", make_zip(records_of("\x80\x02" + pickle)))); });
+    EXPECT_THAT([&] { return read_archive(folder_.put("hostile.pt", make_zip(records_of("\x80\x02" + pickle)))); }, ThrowsError(code, HasSubstr("hostile.pt: " + why)));
   }
   Folder folder_;
 };
@@ -264,7 +264,7 @@ TEST_F(HostilePickleTest, MalformedPicklesAreCorrupt) {
 class HostileZipTest : public ::testing::Test {
  protected:
   void expect(Errc code, const std::string& why, const std::string& bytes) {
-    expect_error(code, "hostile.pt: " + why, [&] { return read_archive(folder_.put("hostile.pt", bytes)); });
+    EXPECT_THAT([&] { return read_archive(folder_.put("hostile.pt", bytes)); }, ThrowsError(code, HasSubstr("hostile.pt: " + why)));
   }
   static std::vector<HandMadeRecord> good() { return records_of("\x80\x02}."); }
   static std::vector<HandMadeRecord> with(HandMadeRecord record) {
@@ -342,10 +342,10 @@ TEST_F(HostileZipTest, WhatIsNoZipAtAllIsCorrupt) {
 
 TEST_F(HostileZipTest, FilesOfTorchSaveInCppAreToldAsThat) {
   torch::save(torch::ones({3}), (folder_ / "cpp.pt").string());
-  expect_error(Errc::kUnsupported, "a TorchScript or torch::save archive", [&] { return read_archive(folder_ / "cpp.pt"); });
+  EXPECT_THAT([&] { return read_archive(folder_ / "cpp.pt"); }, ThrowsError(Errc::kUnsupported, HasSubstr("a TorchScript or torch::save archive")));
   const std::vector<char> pickled = torch::pickle_save(c10::IValue(std::vector<int64_t>{1}));
   folder_.put("pickle_save.pt", std::string_view(pickled.data(), pickled.size()));
-  expect_error(Errc::kUnsupported, "pickle_save.pt: ", [&] { return read_archive(folder_ / "pickle_save.pt"); });
+  EXPECT_THAT([&] { return read_archive(folder_ / "pickle_save.pt"); }, ThrowsError(Errc::kUnsupported, HasSubstr("pickle_save.pt: ")));
 }
 
 }  // namespace

@@ -6,15 +6,15 @@
 #include <random>
 
 #include "archive_test_util.h"
-#include "expect_error.h"
 #include "marlin/sdk/text.h"
+#include "throws_error.h"
 
 namespace marlin {
 namespace {
 
 using test::archive_bytes;
 using test::Folder;
-using testing::expect_error;
+using testing::ThrowsError;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -63,16 +63,16 @@ TEST_F(ArchiveReaderTest, GivesOneTensorOrAll) {
     EXPECT_TRUE(reader.tensor("model.fc.weight").equal(saved("fc.weight")));
     EXPECT_TRUE(reader.tensor("model.tied").is_alias_of(reader.tensor("model.fc.weight")));
     EXPECT_TRUE(equal(reader.state(), state_));
-    expect_error(Errc::kNotFound, "a.pt: holds no tensor 'model.nothing'", [&] { return reader.tensor("model.nothing"); });
-    expect_error(Errc::kNotFound, "a.pt: holds no tensor 'epoch'", [&] { return reader.tensor("epoch"); });
+    EXPECT_THAT([&] { return reader.tensor("model.nothing"); }, ThrowsError(Errc::kNotFound, HasSubstr("a.pt: holds no tensor 'model.nothing'")));
+    EXPECT_THAT([&] { return reader.tensor("epoch"); }, ThrowsError(Errc::kNotFound, HasSubstr("a.pt: holds no tensor 'epoch'")));
   }
 }
 
 TEST_F(ArchiveReaderTest, FullFindsDamageWhenItOpens) {
   EXPECT_EQ(ArchiveReader(file_).verified(), Verified::kHashes);
   damage(saved("fc.bias"));
-  expect_error(Errc::kCorrupt, "a.pt: data/1: its bytes do not match their hash", [&] { return ArchiveReader(file_); });
-  expect_error(Errc::kCorrupt, "a.pt: data/1: its bytes do not match their hash", [&] { return read_archive(file_); });
+  EXPECT_THAT([&] { return ArchiveReader(file_); }, ThrowsError(Errc::kCorrupt, HasSubstr("a.pt: data/1: its bytes do not match their hash")));
+  EXPECT_THAT([&] { return read_archive(file_); }, ThrowsError(Errc::kCorrupt, HasSubstr("a.pt: data/1: its bytes do not match their hash")));
 }
 
 TEST_F(ArchiveReaderTest, LazyFindsDamageInWhatIsTaken) {
@@ -82,13 +82,13 @@ TEST_F(ArchiveReaderTest, LazyFindsDamageInWhatIsTaken) {
   EXPECT_TRUE(reader.tensor("model.fc.weight").equal(saved("fc.weight")));
   EXPECT_TRUE(reader.tensor("list.0").equal(torch::arange(600000)));
   for (int i = 0; i < 2; ++i) {
-    expect_error(Errc::kCorrupt, "a.pt: data/1: its bytes do not match their hash", [&] { return reader.tensor("model.fc.bias"); });
-    expect_error(Errc::kCorrupt, "a.pt: data/1: its bytes do not match their hash", [&] { return reader.state(); });
+    EXPECT_THAT([&] { return reader.tensor("model.fc.bias"); }, ThrowsError(Errc::kCorrupt, HasSubstr("a.pt: data/1: its bytes do not match their hash")));
+    EXPECT_THAT([&] { return reader.state(); }, ThrowsError(Errc::kCorrupt, HasSubstr("a.pt: data/1: its bytes do not match their hash")));
   }
   const StateDict other = {{"model", StateDict{{"tied", torch::zeros({4, 1000})}}}};
   reader.load_into(other);
   EXPECT_TRUE(other.at("model").as_dict().at("tied").as_tensor().equal(saved("tied")));
-  expect_error(Errc::kCorrupt, "data/1", [&] { return read_archive(file_, Verify::kLazy); });
+  EXPECT_THAT([&] { return read_archive(file_, Verify::kLazy); }, ThrowsError(Errc::kCorrupt, HasSubstr("data/1")));
 }
 
 TEST_F(ArchiveReaderTest, OffDoesNotLookAtTensorsButAtAllElse) {
@@ -98,7 +98,7 @@ TEST_F(ArchiveReaderTest, OffDoesNotLookAtTensorsButAtAllElse) {
   std::string bytes = test::read_bytes(file_);
   bytes[bytes.find("epoch") + 1] ^= 1;
   folder_.put("a.pt", bytes);
-  expect_error(Errc::kCorrupt, "a.pt: data.pkl: its bytes do not match their hash", [&] { return ArchiveReader(file_, Verify::kOff); });
+  EXPECT_THAT([&] { return ArchiveReader(file_, Verify::kOff); }, ThrowsError(Errc::kCorrupt, HasSubstr("a.pt: data.pkl: its bytes do not match their hash")));
 }
 
 TEST_F(ArchiveReaderTest, WithoutACommitRecordTheChecksumsCount) {
@@ -108,9 +108,9 @@ TEST_F(ArchiveReaderTest, WithoutACommitRecordTheChecksumsCount) {
   std::string bytes = test::read_bytes(file);
   bytes[bytes.find(std::string(16, '\7')) + 3] ^= 1;
   folder_.put("python.pt", bytes);
-  expect_error(Errc::kCorrupt, "data/0: its bytes do not match their checksum", [&] { return ArchiveReader(file); });
+  EXPECT_THAT([&] { return ArchiveReader(file); }, ThrowsError(Errc::kCorrupt, HasSubstr("data/0: its bytes do not match their checksum")));
   ArchiveReader lazy(file, Verify::kLazy);
-  expect_error(Errc::kCorrupt, "data/0: its bytes do not match their checksum", [&] { return lazy.tensor("w"); });
+  EXPECT_THAT([&] { return lazy.tensor("w"); }, ThrowsError(Errc::kCorrupt, HasSubstr("data/0: its bytes do not match their checksum")));
   EXPECT_NO_THROW((void)ArchiveReader(file, Verify::kOff).tensor("w"));
 }
 
@@ -130,15 +130,14 @@ TEST_F(ArchiveReaderTest, LoadsAllOrNothing) {
   const at::Tensor bias = torch::zeros({500000});
   const auto with = [&](const char* key, at::Tensor tensor) { return StateDict{{"model", StateDict{{"fc.bias", bias}, {key, std::move(tensor)}}}}; };
   ArchiveReader reader(file_);
-  expect_error(Errc::kMismatch, "a.pt: is of another model: model.nothing is missing", [&] { reader.load_into(with("nothing", torch::ones({1}))); });
-  expect_error(Errc::kMismatch, "model.fc.weight is Float [1000, 1000], not Double [1000, 1000]",
-               [&] { reader.load_into(with("fc.weight", torch::ones({1000, 1000}, at::kDouble))); });
-  expect_error(Errc::kMismatch, "model.tied is Float [4, 1000], not Float [1000]", [&] { reader.load_into(with("tied", torch::ones({1000}))); });
-  expect_error(Errc::kMismatch, "model.tied is Float [4, 1000], not undefined", [&] { reader.load_into(with("tied", at::Tensor())); });
-  expect_error(Errc::kMismatch, "list.1 is missing", [&] { reader.load_into({{"list", List{{torch::zeros({600000}, at::kLong), torch::ones({1})}}}}); });
+  EXPECT_THAT([&] { reader.load_into(with("nothing", torch::ones({1}))); }, ThrowsError(Errc::kMismatch, HasSubstr("a.pt: is of another model: model.nothing is missing")));
+  EXPECT_THAT([&] { reader.load_into(with("fc.weight", torch::ones({1000, 1000}, at::kDouble))); }, ThrowsError(Errc::kMismatch, HasSubstr("model.fc.weight is Float [1000, 1000], not Double [1000, 1000]")));
+  EXPECT_THAT([&] { reader.load_into(with("tied", torch::ones({1000}))); }, ThrowsError(Errc::kMismatch, HasSubstr("model.tied is Float [4, 1000], not Float [1000]")));
+  EXPECT_THAT([&] { reader.load_into(with("tied", at::Tensor())); }, ThrowsError(Errc::kMismatch, HasSubstr("model.tied is Float [4, 1000], not undefined")));
+  EXPECT_THAT([&] { reader.load_into({{"list", List{{torch::zeros({600000}, at::kLong), torch::ones({1})}}}}); }, ThrowsError(Errc::kMismatch, HasSubstr("list.1 is missing")));
   damage(saved("fc.weight"));
   ArchiveReader lazy(file_, Verify::kLazy);
-  expect_error(Errc::kCorrupt, "data/0", [&] { lazy.load_into(with("fc.weight", torch::ones({1000, 1000}))); });
+  EXPECT_THAT([&] { lazy.load_into(with("fc.weight", torch::ones({1000, 1000}))); }, ThrowsError(Errc::kCorrupt, HasSubstr("data/0")));
   EXPECT_TRUE(bias.equal(torch::zeros({500000}))) << "nothing was copied by any of these";
 }
 

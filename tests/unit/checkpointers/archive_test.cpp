@@ -11,8 +11,8 @@
 
 #include "archive/hash.h"
 #include "archive_test_util.h"
-#include "expect_error.h"
 #include "marlin/sdk/error.h"
+#include "throws_error.h"
 
 namespace marlin {
 namespace {
@@ -20,7 +20,7 @@ namespace {
 using test::archive_bytes;
 using test::Folder;
 using test::round_trip;
-using testing::expect_error;
+using testing::ThrowsError;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
@@ -372,8 +372,7 @@ TEST(CommitRecordTest, KeysOfALaterWriterArePassedOverAndALaterFormatIsToldAsTha
   const Archive read = with_json(folder, R"({"format_version": 1, "index": 4, "epoch": 4, "global_step": 9, "shards": {"data/0": [1, 2]}})");
   ASSERT_TRUE(read.record);
   EXPECT_EQ(read.record->index, 4);
-  expect_error(Errc::kUnsupported, "json.pt: marlin.json: written by a later libmarlin (format version 2",
-               [&] { return with_json(folder, R"({"format_version": 2})"); });
+  EXPECT_THAT([&] { return with_json(folder, R"({"format_version": 2})"); }, ThrowsError(Errc::kUnsupported, HasSubstr("json.pt: marlin.json: written by a later libmarlin (format version 2")));
 }
 
 TEST(CommitRecordTest, ABadOneMakesTheFileCorrupt) {
@@ -397,7 +396,7 @@ TEST(CommitRecordTest, ABadOneMakesTheFileCorrupt) {
       "{" + numbers + R"(, "records": {}})",
       "{" + numbers + R"(, "xxh3_128": "0123456789abcdef0123456789abcdef"})",
   };
-  for (const std::string& json : cases) expect_error(Errc::kCorrupt, "json.pt: marlin.json: ", [&] { return with_json(folder, json); });
+  for (const std::string& json : cases) EXPECT_THAT([&] { return with_json(folder, json); }, ThrowsError(Errc::kCorrupt, HasSubstr("json.pt: marlin.json: ")));
 }
 
 // The text of a record with that list of records, and its own hash.
@@ -433,7 +432,7 @@ TEST(CommitRecordTest, TheRecordsOfTheFileMustBeThoseOfTheList) {
   const std::string storage = entry("data/0", std::string(16, '\7'));
   EXPECT_EQ(with_json(folder, json_with_records("{" + all + ", " + storage + "}")).verified, Verified::kHashes);
   const auto expect = [&](const std::string& why, const std::string& records) {
-    expect_error(Errc::kCorrupt, "json.pt: " + why, [&] { return with_json(folder, json_with_records(records)); });
+    EXPECT_THAT([&] { return with_json(folder, json_with_records(records)); }, ThrowsError(Errc::kCorrupt, HasSubstr("json.pt: " + why)));
   };
   expect("data/0: is not listed in marlin.json", "{" + all + "}");
   expect("data/1: the record is missing", "{" + all + ", " + storage + ", " + entry("data/1", "x") + "}");
@@ -479,8 +478,8 @@ TEST(ArchiveTest, MisalignedStoragesAreReadAndAligned) {
 
 TEST(ArchiveTest, AMissingFileAndAnUnreadableOneAreToldApart) {
   const Folder folder;
-  expect_error(Errc::kNotFound, "nowhere.pt: open: No such file or directory", [&] { return read_archive(folder / "nowhere.pt"); });
-  expect_error(Errc::kIo, "Is a directory", [&] { return read_archive(folder / ""); });
+  EXPECT_THAT([&] { return read_archive(folder / "nowhere.pt"); }, ThrowsError(Errc::kNotFound, HasSubstr("nowhere.pt: open: No such file or directory")));
+  EXPECT_THAT([&] { return read_archive(folder / ""); }, ThrowsError(Errc::kIo, HasSubstr("Is a directory")));
 }
 
 }  // namespace

@@ -5,12 +5,13 @@
 
 #include <string>
 
-#include "expect_error.h"
+#include "throws_error.h"
 
 namespace marlin {
 namespace {
 
-using testing::expect_error;
+using ::testing::HasSubstr;
+using testing::ThrowsError;
 using torch::data::Example;
 using torch::data::TensorExample;
 
@@ -91,7 +92,7 @@ TEST(DatasetLoaderTest, UnlabeledDataHaveOneTensorStackedOrNot) {
   ASSERT_TRUE(stacked->next(b));
   EXPECT_EQ(a.tensors.size(), 1u);
   EXPECT_TRUE(torch::equal(a.data(), b.data()));
-  expect_error(Errc::kInvalidArgument, "no target", [&] { (void)a.target(); });
+  EXPECT_THAT([&] { (void)a.target(); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("no target")));
 }
 
 TEST(DatasetLoaderTest, HasTheOrderOfATensorLoader) {
@@ -163,7 +164,7 @@ TEST(DatasetLoaderTest, ACollateFunctionMakesBatchesOfAnything) {
   EXPECT_TRUE(torch::equal(batch.data(), torch::tensor({1, 2})));
   EXPECT_EQ(batch.num_samples, 2);
   EXPECT_EQ(std::any_cast<std::vector<std::string>>(batch.extra)[1], "xx");
-  expect_error(Errc::kInvalidArgument, "need a collate function", [] { Loader(Words(), request(Stage::kVal, 2)); });
+  EXPECT_THAT([] { Loader(Words(), request(Stage::kVal, 2)); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("need a collate function")));
 }
 
 TEST(DatasetLoaderTest, ACollateFunctionReplacesStacking) {
@@ -186,13 +187,13 @@ TEST(DatasetLoaderTest, ABatchOfAnotherSizeThanAskedForIsRefused) {
   };
   const auto loader = make_dataset_loader(Pairs(4), request(Stage::kVal, 4), {}, collate);
   Batch batch;
-  expect_error(Errc::kInvalidArgument, "4 samples were asked for, but tensor 0 of the batch has shape [7, 2]", [&] { (void)loader->next(batch); });
+  EXPECT_THAT([&] { (void)loader->next(batch); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("4 samples were asked for, but tensor 0 of the batch has shape [7, 2]")));
 }
 
 TEST(DatasetLoaderTest, DataSetsWithoutASizeAreRefused) {
-  expect_error(Errc::kInvalidArgument, "does not know its size", [] { (void)make_dataset_loader(Endless(), request(Stage::kTrain, 1)); });
-  expect_error(Errc::kInvalidArgument, "at least one sample", [] { (void)make_dataset_loader(Pairs(0), request(Stage::kTrain, 1)); });
-  expect_error(Errc::kInvalidArgument, "no examples", [] { (void)to_batch(std::vector<Example<>>{}); });
+  EXPECT_THAT([] { (void)make_dataset_loader(Endless(), request(Stage::kTrain, 1)); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("does not know its size")));
+  EXPECT_THAT([] { (void)make_dataset_loader(Pairs(0), request(Stage::kTrain, 1)); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("at least one sample")));
+  EXPECT_THAT([] { (void)to_batch(std::vector<Example<>>{}); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("no examples")));
 }
 
 }  // namespace

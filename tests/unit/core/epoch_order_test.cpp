@@ -6,12 +6,13 @@
 #include <algorithm>
 #include <numeric>
 
-#include "expect_error.h"
+#include "throws_error.h"
 
 namespace marlin {
 namespace {
 
-using testing::expect_error;
+using ::testing::HasSubstr;
+using testing::ThrowsError;
 
 LoaderRequest request(int64_t batch_size, int rank = 0, int world_size = 1, uint64_t seed = 0) {
   return {.stage = Stage::kTrain, .batch_size = batch_size, .rank = rank, .world_size = world_size, .seed = seed};
@@ -159,21 +160,19 @@ TEST(EpochOrderTest, APositionOfAnotherDataSetIsRefusedAndChangesNothing) {
   EpochOrder order(10, request(2), true, false);
   order.begin_epoch(1);
   (void)order.next();
-  expect_error(Errc::kMismatch, "11 samples, this one has 10",
-               [&] { order.update_state({{"epoch", 0}, {"consumed_samples", 0}, {"num_samples", 11}}); });
-  expect_error(Errc::kMismatch, "sample 12 of 10", [&] { order.update_state({{"epoch", 0}, {"consumed_samples", 12}, {"num_samples", 10}}); });
-  expect_error(Errc::kMismatch, "'epoch' must be an int, found string",
-               [&] { order.update_state({{"epoch", "one"}, {"consumed_samples", 0}, {"num_samples", 10}}); });
-  expect_error(Errc::kMismatch, "'epoch' must be an int, found nothing", [&] { order.update_state({}); });
+  EXPECT_THAT([&] { order.update_state({{"epoch", 0}, {"consumed_samples", 0}, {"num_samples", 11}}); }, ThrowsError(Errc::kMismatch, HasSubstr("11 samples, this one has 10")));
+  EXPECT_THAT([&] { order.update_state({{"epoch", 0}, {"consumed_samples", 12}, {"num_samples", 10}}); }, ThrowsError(Errc::kMismatch, HasSubstr("sample 12 of 10")));
+  EXPECT_THAT([&] { order.update_state({{"epoch", "one"}, {"consumed_samples", 0}, {"num_samples", 10}}); }, ThrowsError(Errc::kMismatch, HasSubstr("'epoch' must be an int, found string")));
+  EXPECT_THAT([&] { order.update_state({}); }, ThrowsError(Errc::kMismatch, HasSubstr("'epoch' must be an int, found nothing")));
   EXPECT_EQ(order.get_state().at("epoch").as_int(), 1);
   EXPECT_EQ(order.consumed_samples(), 2);
 }
 
 TEST(EpochOrderTest, RefusesWhatCannotBeCut) {
-  expect_error(Errc::kInvalidArgument, "at least one sample", [] { EpochOrder(0, request(1), true, false); });
-  expect_error(Errc::kInvalidArgument, "batch_size must be at least 1, got 0", [] { EpochOrder(1, request(0), true, false); });
-  expect_error(Errc::kInvalidArgument, "rank 2 of 2", [] { EpochOrder(1, request(1, 2, 2), true, false); });
-  expect_error(Errc::kInvalidArgument, "rank -1 of 2", [] { EpochOrder(1, request(1, -1, 2), true, false); });
+  EXPECT_THAT([] { EpochOrder(0, request(1), true, false); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("at least one sample")));
+  EXPECT_THAT([] { EpochOrder(1, request(0), true, false); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("batch_size must be at least 1, got 0")));
+  EXPECT_THAT([] { EpochOrder(1, request(1, 2, 2), true, false); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("rank 2 of 2")));
+  EXPECT_THAT([] { EpochOrder(1, request(1, -1, 2), true, false); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("rank -1 of 2")));
 }
 
 }  // namespace

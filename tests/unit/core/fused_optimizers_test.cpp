@@ -4,140 +4,25 @@
 #include <torch/torch.h>
 
 #include <cmath>
-#include <sstream>
 
-#include "expect_error.h"
+#include "fused_cases.h"
 #include "marlin/core/optim/lr_scheduler.h"
 #include "marlin/core/optim/optimizer_state.h"
+#include "throws_error.h"
 
 namespace marlin::optim {
 namespace {
 
-using ::testing::IsEmpty;
-using marlin::testing::expect_error;
-using torch::optim::Optimizer;
-
-constexpr int64_t kSteps = 50;
-constexpr double kTolerance = 1e-6;
-
-// Three groups; `idle` never has a gradient, and `late` has none for the first steps.
-struct Model {
-  at::Tensor weight = parameter({17, 9}, 0), bias = parameter({17}, 1), scalar = parameter({}, 2), empty = parameter({0, 3}, 0);
-  at::Tensor idle = parameter({5}, 3), late = parameter({3, 2}, 4), other = parameter({33}, 5);
-  at::Tensor transposed = parameter({4, 6}, 6).detach().t().requires_grad_();
-  at::Tensor wide = parameter({7, 3}, 7).detach().to(torch::kDouble).requires_grad_();
-
-  static at::Tensor parameter(at::IntArrayRef shape, double offset) {
-    const at::Tensor numbers = torch::arange(c10::multiply_integers(shape), torch::kFloat).reshape(shape);
-    return ((numbers + offset) * 0.37).sin().add(0.1).requires_grad_();
-  }
-  [[nodiscard]] std::vector<at::Tensor> all() const { return {weight, bias, idle, scalar, empty, late, other, transposed, wide}; }
-  template <class Options>
-  [[nodiscard]] std::vector<OptimizerParamGroup> groups(const Options& third) const {
-    std::vector<OptimizerParamGroup> result;
-    result.emplace_back(std::vector<at::Tensor>{weight, bias, idle, scalar, empty});
-    result.emplace_back(std::vector<at::Tensor>{late, other});
-    result.emplace_back(std::vector<at::Tensor>{transposed, wide}, std::make_unique<Options>(third));
-    return result;
-  }
-  // Gradients of a convex loss that changes from step to step: one that did not pull together would magnify roundings.
-  static void set_gradient(const at::Tensor& p, int64_t step) { p.mutable_grad() = (p.detach() - 2.0 + std::cos(static_cast<double>(step) * 0.3)).tanh(); }
-  void set_gradients(int64_t step) const {
-    for (const at::Tensor& p : all()) {
-      if (!p.is_same(idle) && !(p.is_same(late) && step < 3)) set_gradient(p, step);
-    }
-  }
-  void step(Optimizer& optimizer, int64_t number) const {
-    set_gradients(number);
-    optimizer.step();
-  }
-  void copy_from(const Model& from) const {
-    const torch::NoGradGuard no_grad;
-    for (size_t i = 0; i < all().size(); ++i) all()[i].copy_(from.all()[i]);
-  }
-  [[nodiscard]] bool equals(const Model& with) const {
-    for (size_t i = 0; i < all().size(); ++i) {
-      if (!torch::equal(all()[i], with.all()[i])) return false;
-    }
-    return true;
-  }
-};
-
-double relative_difference(const at::Tensor& a, const at::Tensor& b) {
-  if (b.numel() == 0) return 0.0;
-  return ((a - b).abs().max() / b.abs().max()).item<double>();
-}
-
-double relative_difference(const Model& a, const Model& b) {
-  double greatest = 0.0;
-  for (size_t i = 0; i < a.all().size(); ++i) {
-    const double found = relative_difference(a.all()[i].detach(), b.all()[i].detach());
-    if (!(found <= greatest)) greatest = found;  // a NaN stays
-  }
-  return greatest;
-}
-
-using Make = std::function<std::unique_ptr<Optimizer>(const Model&)>;
-struct Case {
-  std::string name;
-  Make fused, torch;
-  std::function<std::unique_ptr<Optimizer>(const std::vector<at::Tensor>&)> fused_of, torch_of;
-};
-
-template <class Fused, class Torch, class Options>
-Case case_of(std::string name, const Options& options) {
-  const auto groups = [options](const Model& model) {
-    Options third = options;
-    return model.groups(third.lr(options.lr() / 4));
-  };
-  return {std::move(name), [=](const Model& model) { return std::make_unique<Fused>(groups(model), options); },
-          [=](const Model& model) { return std::make_unique<Torch>(groups(model), options); },
-          [=](const std::vector<at::Tensor>& parameters) { return std::make_unique<Fused>(parameters, options); },
-          [=](const std::vector<at::Tensor>& parameters) { return std::make_unique<Torch>(parameters, options); }};
-}
-
-std::vector<Case> cases() {
-  const auto sgd = [](const char* name, const SGDOptions& options) { return case_of<SGD, torch::optim::SGD>(name, options); };
-  const auto adam = [](const char* name, const AdamOptions& options) { return case_of<Adam, torch::optim::Adam>(name, options); };
-  const auto adamw = [](const char* name, const AdamWOptions& options) { return case_of<AdamW, torch::optim::AdamW>(name, options); };
-  const auto adagrad = [](const char* name, const AdagradOptions& options) { return case_of<Adagrad, torch::optim::Adagrad>(name, options); };
-  return {sgd("Sgd", SGDOptions(0.05)),
-          sgd("SgdWeightDecay", SGDOptions(0.05).weight_decay(0.1)),
-          sgd("SgdMomentum", SGDOptions(0.02).momentum(0.9)),
-          sgd("SgdMomentumDampening", SGDOptions(0.02).momentum(0.9).dampening(0.3)),
-          sgd("SgdMomentumWeightDecay", SGDOptions(0.02).momentum(0.8).weight_decay(0.05)),
-          sgd("SgdMomentumDampeningWeightDecay", SGDOptions(0.02).momentum(0.8).dampening(0.5).weight_decay(0.05)),
-          sgd("SgdNesterov", SGDOptions(0.02).momentum(0.9).nesterov(true)),
-          sgd("SgdNesterovWeightDecay", SGDOptions(0.02).momentum(0.9).nesterov(true).weight_decay(0.05)),
-          adam("Adam", AdamOptions(0.01)),
-          adam("AdamWeightDecay", AdamOptions(0.01).weight_decay(0.1)),
-          adam("AdamBetas", AdamOptions(0.01).betas({0.7, 0.95})),
-          adam("AdamEps", AdamOptions(0.01).eps(1e-3)),
-          adam("AdamAmsgrad", AdamOptions(0.01).amsgrad(true)),
-          adam("AdamAmsgradWeightDecayBetasEps", AdamOptions(0.01).amsgrad(true).weight_decay(0.1).betas({0.7, 0.95}).eps(1e-4)),
-          adamw("AdamW", AdamWOptions(0.01)),
-          adamw("AdamWWithoutWeightDecay", AdamWOptions(0.01).weight_decay(0.0)),
-          adamw("AdamWWeightDecay", AdamWOptions(0.01).weight_decay(0.3)),
-          adamw("AdamWBetas", AdamWOptions(0.01).betas({0.7, 0.95})),
-          adamw("AdamWEps", AdamWOptions(0.01).eps(1e-3)),
-          adamw("AdamWAmsgrad", AdamWOptions(0.01).amsgrad(true)),
-          adamw("AdamWAmsgradWeightDecayBetasEps", AdamWOptions(0.01).amsgrad(true).weight_decay(0.3).betas({0.7, 0.95}).eps(1e-4)),
-          adagrad("Adagrad", AdagradOptions(0.05)),
-          adagrad("AdagradLrDecay", AdagradOptions(0.05).lr_decay(0.05)),
-          adagrad("AdagradInitialAccumulatorValue", AdagradOptions(0.05).initial_accumulator_value(0.3)),
-          adagrad("AdagradWeightDecay", AdagradOptions(0.05).weight_decay(0.1)),
-          adagrad("AdagradAll", AdagradOptions(0.05).lr_decay(0.05).initial_accumulator_value(0.3).weight_decay(0.1).eps(1e-6))};
-}
-
-class FusedOptimizerTest : public ::testing::Test {
- protected:
-  void SetUp() override { at::set_num_threads(1); }  // tensors are small, steps are many
-  void TearDown() override { at::set_num_threads(threads_); }
-  static StateDict state_of(const Optimizer& optimizer) { return clone(get_state(optimizer)); }
-
- private:
-  int threads_ = at::get_num_threads();
-};
+using ::testing::HasSubstr;
+using marlin::testing::ThrowsError;
+using testing::Case;
+using testing::cases;
+using testing::FusedOptimizerTest;
+using testing::kSteps;
+using testing::kTolerance;
+using testing::Model;
+using testing::Optimizer;
+using testing::relative_difference;
 
 // ---- equal to torch::optim's
 
@@ -293,167 +178,6 @@ TEST_F(FusedOptimizerTest, ParametersWithHolesStepAlone) {
   }
 }
 
-// ---- states
-
-TEST_F(FusedOptimizerTest, AFreshOneGoesOnBitForBit) {
-  for (const Case& one : cases()) {
-    SCOPED_TRACE(one.name);
-    Model model, copy;
-    const auto fused = one.fused(model);
-    for (int64_t i = 0; i < 5; ++i) model.step(*fused, i);
-    fused->param_groups()[1].options().set_lr(0.003);
-    const StateDict state = state_of(*fused);
-
-    const auto fresh = one.fused(copy);
-    for (OptimizerParamGroup& group : fresh->param_groups()) group.options().set_lr(123.0);
-    copy.copy_from(model);
-    EXPECT_THAT(differences(*fresh, state), IsEmpty());
-    update_state(*fresh, state);
-    EXPECT_TRUE(equal(get_state(*fresh), state)) << "and says the same of itself";
-    for (int64_t i = 5; i < 10; ++i) {
-      model.step(*fused, i);
-      copy.step(*fresh, i);
-      ASSERT_TRUE(copy.equals(model)) << "step " << i;
-    }
-    EXPECT_TRUE(equal(get_state(*fresh), get_state(*fused)));
-  }
-}
-
-TEST_F(FusedOptimizerTest, GoesOnFromTorchsState) {
-  for (const Case& one : cases()) {
-    SCOPED_TRACE(one.name);
-    Model model, reference;
-    const auto torch = one.torch(reference);
-    for (int64_t i = 0; i < 10; ++i) reference.step(*torch, i);
-    const auto fused = one.fused(model);
-    model.copy_from(reference);
-    update_state(*fused, state_of(*torch));
-    for (int64_t i = 10; i < kSteps; ++i) {
-      model.step(*fused, i);
-      reference.step(*torch, i);
-    }
-    EXPECT_LE(relative_difference(model, reference), kTolerance);
-  }
-}
-
-TEST_F(FusedOptimizerTest, TorchsClassGoesOnFromItsState) {
-  for (const Case& one : cases()) {
-    SCOPED_TRACE(one.name);
-    Model model, reference, stayed;
-    const auto fused = one.fused(model);
-    const auto stays = one.torch(stayed);
-    for (int64_t i = 0; i < 10; ++i) {
-      model.step(*fused, i);
-      stayed.step(*stays, i);
-    }
-    const auto torch = one.torch(reference);
-    reference.copy_from(model);
-    update_state(*torch, state_of(*fused));
-    for (int64_t i = 10; i < kSteps; ++i) {
-      reference.step(*torch, i);
-      stayed.step(*stays, i);
-    }
-    EXPECT_LE(relative_difference(reference, stayed), kTolerance);
-  }
-}
-
-TEST_F(FusedOptimizerTest, IsSavedByLibTorchsOwnArchives) {
-  for (const Case& one : cases()) {
-    SCOPED_TRACE(one.name);
-    Model model, copy;
-    const auto fused = one.fused(model);
-    for (int64_t i = 0; i < 5; ++i) model.step(*fused, i);
-    std::stringstream stream;
-    torch::save(*fused, stream);
-    const auto fresh = one.fused(copy);
-    copy.copy_from(model);
-    torch::load(*fresh, stream);
-    for (int64_t i = 5; i < 10; ++i) {
-      model.step(*fused, i);
-      copy.step(*fresh, i);
-    }
-    EXPECT_TRUE(copy.equals(model));
-  }
-}
-
-TEST_F(FusedOptimizerTest, SaysThatItIsFused) {
-  for (const Case& one : cases()) {
-    SCOPED_TRACE(one.name);
-    Model model;
-    const auto fused = one.fused(model);
-    const auto torch = one.torch(model);
-    const StateDict ours = get_state(*fused), theirs = get_state(*torch);
-    for (size_t i = 0; i < 3; ++i) {
-      EXPECT_TRUE(ours.at("param_groups").as_items().at(i).as_dict().at("fused").as_bool());
-      EXPECT_TRUE(theirs.at("param_groups").as_items().at(i).as_dict().at("fused").is_null());
-    }
-  }
-}
-
-// Every tensor of the state, by parameter number and name.
-std::vector<std::pair<std::string, at::Tensor>> tensors_of(const StateDict& state) {
-  std::vector<std::pair<std::string, at::Tensor>> result;
-  for (const StateDict::Entry& entry : state.at("state").as_dict()) {
-    for (const StateDict::Entry& item : entry.value.as_dict()) result.emplace_back(to_string(entry.key) + "." + to_string(item.key), item.value.as_tensor());
-  }
-  return result;
-}
-
-TEST_F(FusedOptimizerTest, TensorsOfItsStateAreTheLiveOnes) {
-  for (const Case& one : cases()) {
-    SCOPED_TRACE(one.name);
-    Model model;
-    const auto fused = one.fused(model);
-    for (int64_t i = 0; i < 4; ++i) model.step(*fused, i);
-    const auto held = tensors_of(get_state(*fused));
-    for (int64_t i = 4; i < 8; ++i) model.step(*fused, i);
-    const auto now = tensors_of(get_state(*fused));
-    ASSERT_EQ(held.size(), now.size());
-    for (size_t i = 0; i < held.size(); ++i) {
-      if (held[i].first.ends_with(".step")) {
-        EXPECT_EQ(held[i].second.scalar_type(), torch::kFloat);
-        EXPECT_EQ(held[i].second.dim(), 0) << "a count as of then";
-      } else {
-        EXPECT_TRUE(held[i].second.is_same(now[i].second)) << held[i].first;
-      }
-    }
-  }
-}
-
-// ---- versions
-
-TEST_F(FusedOptimizerTest, StepsRaiseVersions) {
-  for (const Case& one : cases()) {
-    SCOPED_TRACE(one.name);
-    Model model;
-    const auto fused = one.fused(model);
-    for (int64_t i = 0; i < 4; ++i) model.step(*fused, i);
-    std::vector<std::pair<std::string, at::Tensor>> watched = tensors_of(get_state(*fused));
-    for (size_t i = 0; i < model.all().size(); ++i) watched.emplace_back("parameter " + std::to_string(i), model.all()[i]);
-    std::vector<int64_t> before;
-    for (const auto& [name, tensor] : watched) before.push_back(tensor._version());
-    model.step(*fused, 4);
-    for (size_t i = 0; i < watched.size(); ++i) {
-      const auto& [name, tensor] = watched[i];
-      if (name.ends_with(".step")) continue;
-      const bool is_idle = name == "2.sum" || tensor.is_same(model.idle);
-      EXPECT_EQ(tensor._version() > before[i], !is_idle) << name;
-    }
-  }
-}
-
-TEST_F(FusedOptimizerTest, AutogradNoticesAStepBetweenForwardAndBackward) {
-  for (const Case& one : cases()) {
-    SCOPED_TRACE(one.name);
-    const at::Tensor weight = Model::parameter({3, 3}, 0);
-    const auto fused = one.fused_of({weight});
-    const at::Tensor loss = weight.square().sum();
-    weight.mutable_grad() = torch::ones({3, 3});
-    fused->step();
-    EXPECT_THROW(loss.backward(), c10::Error);
-  }
-}
-
 // ---- the rest of torch::optim's interface
 
 TEST_F(FusedOptimizerTest, TakesGroupsLater) {
@@ -557,8 +281,8 @@ TEST_F(FusedSparseTest, AdamsRefuseSparseGradientsAndNameTheGroup) {
   AdamW adamw(groups, AdamWOptions(0.1));
   dense.mutable_grad() = torch::ones({5});
   table.mutable_grad() = sparse(1.0);
-  expect_error(Errc::kUnsupported, "Adam: parameter group 1 has a sparse gradient", [&] { adam.step(); });
-  expect_error(Errc::kUnsupported, "AdamW: parameter group 1 has a sparse gradient", [&] { adamw.step(); });
+  EXPECT_THAT([&] { adam.step(); }, ThrowsError(Errc::kUnsupported, HasSubstr("Adam: parameter group 1 has a sparse gradient")));
+  EXPECT_THAT([&] { adamw.step(); }, ThrowsError(Errc::kUnsupported, HasSubstr("AdamW: parameter group 1 has a sparse gradient")));
   EXPECT_TRUE(torch::equal(dense, Model::parameter({5}, 1))) << "nothing is changed";
   EXPECT_TRUE(adam.state().empty() && adamw.state().empty());
 }

@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <torch/torch.h>
 
-#include "expect_error.h"
+#include "throws_error.h"
 
 namespace marlin::optim {
 namespace {
@@ -11,7 +11,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using marlin::testing::expect_error;
+using marlin::testing::ThrowsError;
 using torch::optim::Optimizer;
 using torch::optim::OptimizerParamGroup;
 
@@ -124,10 +124,10 @@ TEST_P(EveryOptimizerTest, OtherShapesAndCountsAreNamedAndChangeNothing) {
   no_groups.set("param_groups", List{});
   fewer.find("param_groups")->get_if<List>()->items.pop_back();
   number.set("state", 3);
-  expect_error(Errc::kMismatch, "0 parameter groups, the optimizer has 2", [&] { update_state(*optimizer, no_groups); });
-  expect_error(Errc::kMismatch, "1 parameter groups, the optimizer has 2", [&] { update_state(*optimizer, fewer); });
-  expect_error(Errc::kMismatch, "'state' must be a dict, found int", [&] { update_state(*optimizer, number); });
-  expect_error(Errc::kMismatch, "found nothing", [&] { update_state(*optimizer, {}); });
+  EXPECT_THAT([&] { update_state(*optimizer, no_groups); }, ThrowsError(Errc::kMismatch, HasSubstr("0 parameter groups, the optimizer has 2")));
+  EXPECT_THAT([&] { update_state(*optimizer, fewer); }, ThrowsError(Errc::kMismatch, HasSubstr("1 parameter groups, the optimizer has 2")));
+  EXPECT_THAT([&] { update_state(*optimizer, number); }, ThrowsError(Errc::kMismatch, HasSubstr("'state' must be a dict, found int")));
+  EXPECT_THAT([&] { update_state(*optimizer, {}); }, ThrowsError(Errc::kMismatch, HasSubstr("found nothing")));
   EXPECT_TRUE(equal(get_state(*optimizer), before));
 }
 
@@ -300,7 +300,7 @@ TEST_F(OptimizerStateTest, AllDifferencesAreNamedAndNothingIsChanged) {
                                              "optimizer state 3: exp_avg must be a tensor, found string",
                                              "optimizer state 9: there is no such parameter in param_groups"};
   EXPECT_EQ(differences(adam_, state), expected);
-  expect_error(Errc::kMismatch, expected[4] + "; " + expected[5], [&] { update_state(adam_, state); });
+  EXPECT_THAT([&] { update_state(adam_, state); }, ThrowsError(Errc::kMismatch, HasSubstr(expected[4] + "; " + expected[5])));
   EXPECT_TRUE(equal(get_state(adam_), before));
 }
 
@@ -338,9 +338,9 @@ TEST_F(OptimizerStateTest, AdagradNeedsEveryParametersState) {
 
 TEST_F(OptimizerStateTest, AnOptimizerThatIsNotKnownIsNamed) {
   torch::optim::LBFGS lbfgs(model_.first, torch::optim::LBFGSOptions(1.0));
-  expect_error(Errc::kUnsupported, "torch::optim::LBFGS", [&] { (void)get_state(lbfgs); });
-  expect_error(Errc::kUnsupported, "torch::optim::LBFGS", [&] { (void)differences(lbfgs, {}); });
-  expect_error(Errc::kUnsupported, "torch::optim::LBFGS", [&] { update_state(lbfgs, {}); });
+  EXPECT_THAT([&] { (void)get_state(lbfgs); }, ThrowsError(Errc::kUnsupported, HasSubstr("torch::optim::LBFGS")));
+  EXPECT_THAT([&] { (void)differences(lbfgs, {}); }, ThrowsError(Errc::kUnsupported, HasSubstr("torch::optim::LBFGS")));
+  EXPECT_THAT([&] { update_state(lbfgs, {}); }, ThrowsError(Errc::kUnsupported, HasSubstr("torch::optim::LBFGS")));
 }
 
 class Own : public torch::optim::SGD, public Stateful {
@@ -359,7 +359,7 @@ TEST_F(OptimizerStateTest, AStatefulOptimizerSpeaksForItself) {
   EXPECT_TRUE(equal(get_state(own), StateDict{{"mine", 1}}));
   update_state(own, {{"mine", 5}});
   EXPECT_EQ(own.value, 5);
-  expect_error(Errc::kMismatch, "mine is missing", [&] { update_state(own, {}); });
+  EXPECT_THAT([&] { update_state(own, {}); }, ThrowsError(Errc::kMismatch, HasSubstr("mine is missing")));
   EXPECT_EQ(own.value, 5);
 }
 

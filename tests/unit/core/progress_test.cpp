@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "expect_error.h"
+#include "throws_error.h"
 
 namespace marlin {
 namespace {
@@ -16,7 +16,7 @@ using ::testing::IsEmpty;
 using ::testing::MatchesRegex;
 using ::testing::Not;
 using ::testing::StartsWith;
-using testing::expect_error;
+using testing::ThrowsError;
 
 std::chrono::steady_clock::time_point test_time{};
 std::chrono::steady_clock::time_point test_clock() { return test_time; }
@@ -148,7 +148,7 @@ TEST_F(ProgressTest, AutoDrawsNoBarIntoAFile) {
 }
 
 TEST_F(ProgressTest, AnotherModeIsRefused) {
-  expect_error(Errc::kInvalidArgument, "auto, bar, plain or off, got 'fancy'", [&] { (void)make_progress("fancy", stream(), test_clock); });
+  EXPECT_THAT([&] { (void)make_progress("fancy", stream(), test_clock); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("auto, bar, plain or off, got 'fancy'")));
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ using ::testing::IsEmpty;
 using ::testing::SizeIs;
 using testing::default_checkpointer;
 using testing::names_in;
+using testing::run_of;
 using testing::save_in;
 using testing::saving_trainer;
 using testing::TempFolder;
@@ -29,13 +30,6 @@ using testing::ThrowsError;
 using testing::TinyModule;
 using testing::TinyOptions;
 using testing::unsaved_trainer;
-
-TrainerOptions run_of(int64_t epochs, int64_t train_batch_size = 4) {
-  TrainerOptions options;
-  options.epochs = epochs;
-  options.train_batch_size = train_batch_size;
-  return options;
-}
 
 // ---- trainer
 

@@ -5,12 +5,13 @@
 
 #include <algorithm>
 
-#include "expect_error.h"
+#include "throws_error.h"
 
 namespace marlin {
 namespace {
 
-using testing::expect_error;
+using ::testing::HasSubstr;
+using testing::ThrowsError;
 
 struct Data {
   at::Tensor inputs = torch::arange(46, torch::kFloat).reshape({23, 2});
@@ -152,13 +153,12 @@ TEST(TensorLoaderTest, ResumesInTheMiddleOfAnEpoch) {
 
 TEST(TensorLoaderTest, RefusesTensorsThatAreNoDataSet) {
   const LoaderRequest any = request(Stage::kTrain, 1);
-  expect_error(Errc::kInvalidArgument, "at least one tensor", [&] { TensorLoader({}, any); });
-  expect_error(Errc::kInvalidArgument, "tensor 1 of the data set is undefined", [&] { TensorLoader({torch::zeros({2}), at::Tensor()}, any); });
-  expect_error(Errc::kInvalidArgument, "no dimension", [&] { TensorLoader({torch::zeros({})}, any); });
-  expect_error(Errc::kInvalidArgument, "tensor 1 of the data set has 3 samples, tensor 0 has 2",
-               [&] { TensorLoader({torch::zeros({2}), torch::zeros({3})}, any); });
-  expect_error(Errc::kInvalidArgument, "at least one sample", [&] { TensorLoader({torch::zeros({0, 3})}, any); });
-  expect_error(Errc::kInvalidArgument, "is on meta", [&] { TensorLoader({torch::zeros({2}), torch::zeros({2}, torch::kMeta)}, any); });
+  EXPECT_THAT([&] { TensorLoader({}, any); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("at least one tensor")));
+  EXPECT_THAT([&] { TensorLoader({torch::zeros({2}), at::Tensor()}, any); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("tensor 1 of the data set is undefined")));
+  EXPECT_THAT([&] { TensorLoader({torch::zeros({})}, any); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("no dimension")));
+  EXPECT_THAT([&] { TensorLoader({torch::zeros({2}), torch::zeros({3})}, any); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("tensor 1 of the data set has 3 samples, tensor 0 has 2")));
+  EXPECT_THAT([&] { TensorLoader({torch::zeros({0, 3})}, any); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("at least one sample")));
+  EXPECT_THAT([&] { TensorLoader({torch::zeros({2}), torch::zeros({2}, torch::kMeta)}, any); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("is on meta")));
 }
 
 }  // namespace

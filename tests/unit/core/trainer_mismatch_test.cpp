@@ -16,20 +16,13 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
+using testing::run_of;
 using testing::saving_trainer;
 using testing::TempFolder;
 using testing::ThrowsError;
 using testing::TinyModule;
 using testing::TinyOptions;
 using Outcome = RunResult::Outcome;
-
-TrainerOptions run_of(int64_t epochs, std::optional<std::string> resume = {}) {
-  TrainerOptions options;
-  options.epochs = epochs;
-  options.train_batch_size = 4;
-  options.resume = std::move(resume);
-  return options;
-}
 
 class TrainerMismatchTest : public ::testing::Test {
  protected:

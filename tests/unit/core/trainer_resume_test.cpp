@@ -19,6 +19,7 @@ using testing::damage;
 using testing::default_checkpointer;
 using testing::names_in;
 using testing::RecordingLogger;
+using testing::run_of;
 using testing::same_parameters;
 using testing::save_in;
 using testing::saving_trainer;
@@ -27,14 +28,6 @@ using testing::ThrowsError;
 using testing::TinyModule;
 using testing::TinyOptions;
 using Outcome = RunResult::Outcome;
-
-TrainerOptions run_of(int64_t epochs, std::optional<std::string> resume = {}) {
-  TrainerOptions options;
-  options.epochs = epochs;
-  options.train_batch_size = 4;
-  options.resume = std::move(resume);
-  return options;
-}
 
 // AdamW under a schedule per step and one per epoch, none of which depends on how long the run is.
 OptimizersSchedulers scheduled_adamw(TinyModule& module, const TrainingPlan&) {

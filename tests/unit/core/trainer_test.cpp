@@ -21,6 +21,7 @@ using testing::names_in;
 using testing::Recorded;
 using testing::recording_checkpointer;
 using testing::RecordingLogger;
+using testing::run_of;
 using testing::saving_trainer;
 using testing::TempFolder;
 using testing::ThrowsError;
@@ -28,13 +29,6 @@ using testing::TinyModule;
 using testing::TinyOptions;
 using testing::unsaved_trainer;
 using Outcome = RunResult::Outcome;
-
-TrainerOptions run_of(int64_t epochs, int64_t train_batch_size = 4) {
-  TrainerOptions options;
-  options.epochs = epochs;
-  options.train_batch_size = train_batch_size;
-  return options;
-}
 
 // ---- when it saves
 

@@ -5,6 +5,8 @@
 #include <thread>
 
 #include "marlin/core/trainer.h"
+#include "recording_checkpointer.h"
+#include "recording_logger.h"
 #include "temp_folder.h"
 #include "tiny_module.h"
 
@@ -13,20 +15,13 @@ namespace {
 
 using ::testing::ElementsAre;
 using testing::names_in;
+using testing::run_of;
 using testing::same_parameters;
 using testing::saving_trainer;
 using testing::TempFolder;
 using testing::TinyModule;
 using testing::TinyOptions;
 using Outcome = RunResult::Outcome;
-
-TrainerOptions run_of(int64_t epochs, std::optional<std::string> resume = {}) {
-  TrainerOptions options;
-  options.epochs = epochs;
-  options.train_batch_size = 4;
-  options.resume = std::move(resume);
-  return options;
-}
 
 std::shared_ptr<TinyModule> make_module() { return std::make_shared<TinyModule>(TinyOptions{.num_samples = 12, .adamw = true}); }
 
@@ -82,6 +77,65 @@ TEST(TrainerThreadTest, TwoTrainersInOneProcessDoNotDisturbEachOther) {
     EXPECT_TRUE(same_parameters(*modules[i], *alone));
     EXPECT_EQ(names_in(folders[i].path()), names_in(alone_folder.path()));
   }
+}
+
+// The first save is held up until the third epoch begins.
+struct HeldUp {
+  std::promise<void> third_epoch;
+  std::shared_ptr<testing::Recorded> recorded = std::make_shared<testing::Recorded>();
+  std::shared_ptr<TinyModule> module = make_module();
+
+  HeldUp() {
+    recorded->before_save = [this](const SavePoint& point) {
+      if (point.epoch == 0) third_epoch.get_future().wait();
+    };
+    module->at_end_step = [this](const StepSummary& step) {
+      if (step.epoch == 2 && step.global_step == 7) third_epoch.set_value();
+    };
+  }
+};
+
+TEST(TrainerThreadTest, ASavePointThatFindsTheSaveBeforeInFlightIsSkippedIfTheOptionsSaySoAndTheLogTells) {
+  HeldUp run;
+  testing::RecordingLogger logger;
+  Trainer trainer(run.module, nullptr, testing::recording_checkpointer(run.recorded, {.when_busy = WhenBusy::kSkip}), run_of(3), {.logger = &logger});
+  const RunResult result = trainer.train();
+  EXPECT_EQ(result.exit_code(), 0);
+  EXPECT_THAT(run.recorded->indices(), ElementsAre(0, 2)) << "the last one is never skipped";
+  EXPECT_THAT(logger.lines(LogLevel::kInfo), ::testing::Contains(::testing::HasSubstr("does not save the epoch 1, step 6: the save before it is still being written")));
+}
+
+TEST(TrainerThreadTest, ASavePointWaitsForTheSaveInFlightUnlessToldOtherwise) {
+  auto recorded = std::make_shared<testing::Recorded>();
+  const auto module = make_module();
+  std::promise<void> second_save_point;
+  recorded->before_save = [&](const SavePoint& point) {
+    if (point.epoch == 0) second_save_point.get_future().wait();
+  };
+  recorded->at_due = [&, asked = 0]() mutable {
+    if (++asked == 2) second_save_point.set_value();
+  };
+  Trainer trainer(module, nullptr, testing::recording_checkpointer(recorded), run_of(3));
+  trainer.train();
+  EXPECT_THAT(recorded->indices(), ElementsAre(0, 1, 2));
+}
+
+TEST(TrainerThreadTest, WithoutMemoryForASnapshotTheStateIsSavedWhileTrainingStandsStill) {
+  // No copy can be made of a tensor that has a size and no memory, as none can be made when memory has run out.
+  struct WithoutMemory : TinyModule {
+    using TinyModule::TinyModule;
+    [[nodiscard]] StateDict get_state() const override {
+      StateDict state = TinyModule::get_state();
+      state.set("no_memory", torch::empty({4}, torch::kMeta));
+      return state;
+    }
+  };
+  auto recorded = std::make_shared<testing::Recorded>();
+  testing::RecordingLogger logger;
+  Trainer trainer(std::make_shared<WithoutMemory>(TinyOptions{.num_samples = 12}), nullptr, testing::recording_checkpointer(recorded), run_of(2), {.logger = &logger});
+  EXPECT_EQ(trainer.train().exit_code(), 0);
+  EXPECT_THAT(recorded->indices(), ElementsAre(0, 1));
+  EXPECT_THAT(logger.warnings(), ::testing::Contains(::testing::HasSubstr("no snapshot could be taken")));
 }
 
 }  // namespace

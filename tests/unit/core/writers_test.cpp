@@ -8,12 +8,13 @@
 #include <limits>
 #include <sstream>
 
-#include "expect_error.h"
+#include "throws_error.h"
 
 namespace marlin {
 namespace {
 
-using testing::expect_error;
+using ::testing::HasSubstr;
+using testing::ThrowsError;
 
 MetricsEvent event_of(MetricsEvent::Kind kind, const std::string& name, double value) {
   MetricsEvent event{.kind = kind, .epoch = 1, .global_step = 23, .metrics = {}};
@@ -80,6 +81,12 @@ TEST_F(WritersTest, JsonlMakesItsFolderWithTheFirstLineOnly) {
   EXPECT_TRUE(std::filesystem::exists(dir_ / "a" / "b" / "metrics.jsonl"));
 }
 
+TEST_F(WritersTest, JsonlIsAskedBeforeTheFirstStepWhetherItCanWrite) {
+  std::ofstream(dir_ / "file") << "in the way";
+  const auto writer = make_jsonl_writer(dir_ / "file" / "deeper");
+  EXPECT_THAT([&] { writer->open(); }, ThrowsError(Errc::kIo, HasSubstr("metrics.jsonl: Not a directory")));
+}
+
 TEST_F(WritersTest, JsonlKeepsWhatIsThereAndStartsANewLineAfterHalfOfOne) {
   make_jsonl_writer(dir_)->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0));
   make_jsonl_writer(dir_)->write(event_of(MetricsEvent::Kind::kEpoch, "x", 2.0));
@@ -94,21 +101,21 @@ TEST_F(WritersTest, JsonlKeepsWhatIsThereAndStartsANewLineAfterHalfOfOne) {
 
 TEST_F(WritersTest, JsonlSaysWhyItCannotWrite) {
   std::ofstream(dir_ / "file") << "in the way";
-  expect_error(Errc::kInvalidArgument, "file' is not a folder", [&] { (void)make_jsonl_writer(dir_ / "file"); });
+  EXPECT_THAT([&] { (void)make_jsonl_writer(dir_ / "file"); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("file' is not a folder")));
   const auto under_a_file = make_jsonl_writer(dir_ / "file" / "deeper");
-  expect_error(Errc::kIo, "metrics.jsonl: Not a directory", [&] { under_a_file->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0)); });
+  EXPECT_THAT([&] { under_a_file->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0)); }, ThrowsError(Errc::kIo, HasSubstr("metrics.jsonl: Not a directory")));
   std::filesystem::create_directories(dir_ / "taken" / "metrics.jsonl");
   const auto onto_a_folder = make_jsonl_writer(dir_ / "taken");
-  expect_error(Errc::kIo, "metrics.jsonl: Is a directory", [&] { onto_a_folder->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0)); });
+  EXPECT_THAT([&] { onto_a_folder->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0)); }, ThrowsError(Errc::kIo, HasSubstr("metrics.jsonl: Is a directory")));
 }
 
 TEST_F(WritersTest, JsonlReportsAFullDiskAtTheLatestWhenFlushed) {
   std::filesystem::create_symlink("/dev/full", dir_ / "metrics.jsonl");
   const auto writer = make_jsonl_writer(dir_);
-  expect_error(Errc::kIo, "No space left on device", [&] {
+  EXPECT_THAT([&] {
     writer->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0));
     writer->flush();
-  });
+  }, ThrowsError(Errc::kIo, HasSubstr("No space left on device")));
 }
 
 }  // namespace

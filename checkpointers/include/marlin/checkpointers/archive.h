@@ -10,6 +10,7 @@
 #include "marlin/checkpointers/durable_file.h"
 #include "marlin/checkpointers/file_system.h"
 #include "marlin/sdk/abi.h"
+#include "marlin/sdk/checkpoint.h"
 #include "marlin/sdk/metrics.h"
 #include "marlin/sdk/state_dict.h"
 
@@ -39,17 +40,11 @@ struct CommitRecord {
   std::vector<RecordEntry> records = {};  ///< Every record of the file but marlin.json itself, in no order. The writer puts its own.
 };
 
-/// How much of a file's tensors is compared with its commit record; whatever else a file holds always is.
-enum class Verify : uint8_t {
-  kFull,  ///< All of it, before anything is handed out.
-  kLazy,  ///< What is taken, when it is taken first.
-  kOff,   ///< None: tensors are not even read.
-};
-
 /// What is known of a file's tensors once it is open.
 enum class Verified : uint8_t {
   kHashes,     ///< All bytes are those that were written.
-  kChecksums,  ///< The file has no commit record with hashes (Python wrote it, or an early libmarlin): only its CRC-32s hold.
+  kChecksums,  ///< The file has no commit record with hashes (Python wrote it, or an early libmarlin): only its CRC-32s hold,
+               ///< of everything or, with Verify::kLazy, of what is taken.
   kAsTaken,    ///< Verify::kLazy.
   kNothing,    ///< Verify::kOff.
 };

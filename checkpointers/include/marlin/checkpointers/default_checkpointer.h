@@ -34,7 +34,7 @@ struct MARLIN_ABI DefaultCheckpointerOptions {
                                              ///< removed, oldest first. Range: 0 (none is), or >= 2. Never model or suspect files.
   std::string log_level = "INFO";            ///< DEBUG, INFO, WARNING, ERROR or OFF: the least that this checkpointer logs.
 
-  /// Without `checkpoint` and `period`, which every checkpointer has from the host.
+  /// Without `checkpoint` and `period`, which every checkpointer has from the host. The rest of SaveSchedule: set_schedule().
   static std::vector<OptionField<DefaultCheckpointerOptions>> option_fields();
 };
 
@@ -71,9 +71,9 @@ class MARLIN_ABI DefaultCheckpointer : public AbstractCheckpointer {
   [[nodiscard]] bool keeps_models() const;
   void refuse_to_mix(const RunStart& start, const std::vector<std::filesystem::path>& files) const;
   [[nodiscard]] std::vector<std::filesystem::path> own_files() const;
-  [[nodiscard]] Checkpoint read(const std::filesystem::path& file) const;
-  [[nodiscard]] Checkpoint load_newest(const std::filesystem::path& folder) const;
-  [[nodiscard]] Checkpoint newest_whole(const std::vector<std::filesystem::path>& newest_first) const;
+  [[nodiscard]] Checkpoint read(const std::filesystem::path& file, Verify verify) const;
+  [[nodiscard]] Checkpoint load_newest(const std::filesystem::path& folder, Verify verify) const;
+  [[nodiscard]] Checkpoint newest_whole(const std::vector<std::filesystem::path>& newest_first, Verify verify) const;
   void remove_superseded();
   void evict(const std::filesystem::path& just_written);
 

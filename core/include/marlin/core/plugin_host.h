@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "marlin/core/trainer_backend.h"
 #include "marlin/sdk/abi.h"
 #include "marlin/sdk/checkpointer.h"
 #include "marlin/sdk/host.h"
@@ -14,8 +15,6 @@
 #include "marlin/sdk/writer.h"
 
 namespace marlin {
-
-class TrainerBackend;
 
 enum class PluginKind : uint8_t { kCheckpointer, kBackend, kWriter };
 [[nodiscard]] MARLIN_ABI const char* to_string(PluginKind kind) noexcept;  ///< "checkpointer", "backend" or "writer"
@@ -53,8 +52,7 @@ class MARLIN_ABI PluginHost {
   /// @throws Error kPlugin: the plugin threw (of whatever type), returned null, or is of another kind.
   [[nodiscard]] std::unique_ptr<AbstractCheckpointer> make_checkpointer(const LoadedPlugin& plugin, const Options& options);
   [[nodiscard]] std::unique_ptr<Writer> make_writer(const LoadedPlugin& plugin, const Options& options);
-  /// The caller owns it.
-  [[nodiscard]] TrainerBackend* make_backend(const LoadedPlugin& plugin, const Options& options);
+  [[nodiscard]] std::unique_ptr<TrainerBackend> make_backend(const LoadedPlugin& plugin, const Options& options);
 
   /// The folders that are searched, whether they exist or not.
   [[nodiscard]] std::vector<std::string> folders() const;

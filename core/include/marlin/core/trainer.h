@@ -117,6 +117,7 @@ class MARLIN_ABI Trainer {
   [[nodiscard]] const TrainerOptions& options() const noexcept { return options_; }
   [[nodiscard]] int64_t last_epoch() const noexcept { return last_epoch_; }   ///< Last completed epoch, from 0; -1: none.
   [[nodiscard]] int64_t global_step() const noexcept;                         ///< Optimizer steps completed.
+  [[nodiscard]] const std::string& newest_checkpoint() const noexcept { return newest_checkpoint_; }  ///< Written, or else loaded; empty: none.
 
  private:
   class Listener;
@@ -137,6 +138,7 @@ class MARLIN_ABI Trainer {
   void run_epoch(int64_t epoch);
   Metrics validate_epoch(int64_t epoch);
   void end_run(bool complete);
+  void open_writers();
   void each_writer(const std::function<void(Writer&)>& call);
   void write(MetricsEvent::Kind kind, int64_t epoch, const Metrics& metrics);
 
@@ -147,6 +149,9 @@ class MARLIN_ABI Trainer {
   void open_checkpointers();
   [[nodiscard]] SavePoint save_point(Cause cause, bool force) const;
   [[nodiscard]] int64_t model_index() const;
+  void save_now(size_t place, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written);
+  [[nodiscard]] bool is_skipped(const AbstractCheckpointer& checkpointer, const SavePoint& point);
+  void save_in_background(const std::vector<size_t>& places, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written);
   std::vector<std::string> save_where_due(const SavePoint& point, bool wait);
   std::vector<std::string> save_models();
   bool save_or_report(const AbstractCheckpointer& checkpointer, const std::string& what, const std::function<std::vector<std::string>()>& call, std::vector<std::string>& written);

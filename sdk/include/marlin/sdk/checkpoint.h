@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "marlin/sdk/abi.h"
 #include "marlin/sdk/metrics.h"
 #include "marlin/sdk/state_dict.h"
 
@@ -16,6 +17,8 @@ struct Checkpoint {
   StateDict trainer_backend_state;   ///< global_step_completed, batches_completed.
   std::string source;                ///< Where it was loaded from; empty: not loaded. Not saved.
 
+  /// Optimizer steps completed, as the backend's state says; -1: it does not.
+  [[nodiscard]] MARLIN_ABI int64_t global_step() const;
   /// Nothing was there to load.
   [[nodiscard]] bool empty() const noexcept {
     return module_interface_state.empty() && trainer_state.empty() && trainer_backend_state.empty();
@@ -42,7 +45,14 @@ struct SavePoint {
   std::string run_id = {};  ///< Set by the Trainer; the same for a run and what resumes it.
 };
 
-/// Which checkpoint to load.
+/// How much of a file's tensors is compared with the hashes that it was written with; whatever else a file holds always is.
+enum class Verify : uint8_t {
+  kFull,  ///< All of it, before anything is handed out.
+  kLazy,  ///< What is taken, when it is taken first.
+  kOff,   ///< None: tensors are not even read.
+};
+
+/// Which checkpoint to load, and how.
 struct LoadRequest {
   enum class From : uint8_t {
     kLoadDir,   ///< `load_dir` (with `load_filename`, if set). Not set: nothing.
@@ -52,6 +62,7 @@ struct LoadRequest {
   From from = From::kLoadDir;
   std::string path = {};
   bool required = false;  ///< None there is Error kNotFound, which says where was looked.
+  Verify verify = Verify::kFull;
 };
 
 }  // namespace marlin

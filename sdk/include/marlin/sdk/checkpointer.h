@@ -7,6 +7,7 @@
 
 #include "marlin/sdk/abi.h"
 #include "marlin/sdk/checkpoint.h"
+#include "marlin/sdk/options.h"
 
 namespace marlin {
 
@@ -16,12 +17,22 @@ enum class OnError : uint8_t {
   kFail,  ///< End the run.
 };
 
-/// When and how a checkpointer is asked to save. The host sets it; every checkpointer has these options.
-struct SaveSchedule {
+/// What a run does at a save point that comes up while the save before it is still being written.
+enum class WhenBusy : uint8_t {
+  kWait,  ///< Training stands still until that one is on disk.
+  kSkip,  ///< Not saved, and a line in the log says so. Forced saves always wait.
+};
+
+/// When and how the host asks a checkpointer to save and to load. Every checkpointer has these as options, under these names.
+struct MARLIN_ABI SaveSchedule {
   bool checkpoint = true;  ///< Master switch: off, nothing is written and nobody is asked for state.
   int64_t period = 1;      ///< Save when index % period == 0. Unit: epochs. Range: >= 1.
   bool async = true;       ///< Save from a snapshot on another thread while training goes on.
+  WhenBusy when_busy = WhenBusy::kWait;
   OnError on_error = OnError::kWarn;
+  Verify verify = Verify::kFull;  ///< LoadRequest::verify of a resume.
+
+  static std::vector<OptionField<SaveSchedule>> option_fields();
 };
 
 /// What a checkpointer learns when a run begins.

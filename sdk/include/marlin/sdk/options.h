@@ -1,6 +1,7 @@
 // Named options: one table drives parsing, help, --print_config and validation.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -131,6 +132,21 @@ template <class S, class T>
             } else {
               return detail::option_text(from.*member);
             }
+          }};
+}
+
+/// The same for an enum: `limits.choices` are the names of its values 0, 1, 2, ...
+template <class S, class T>
+  requires std::is_enum_v<T>
+[[nodiscard]] OptionField<S> option_field(std::string name, T S::* member, std::string help, OptionLimits limits) {
+  OptionSpec spec{name, OptionType::kString, std::nullopt, std::move(help), {}, {}, {}, limits.choices};
+  return {std::move(spec),
+          [name, member, names = limits.choices](S& into, const Options& options) {
+            into.*member = static_cast<T>(std::find(names.begin(), names.end(), options.text(name)) - names.begin());
+          },
+          [member, names = limits.choices](const S& from) -> std::optional<std::string> {
+            const auto value = static_cast<size_t>(from.*member);
+            return value < names.size() ? names[value] : "value " + std::to_string(value);
           }};
 }
 

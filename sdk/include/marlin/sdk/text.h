@@ -21,6 +21,9 @@ template <class... Args>
 /// "a, b, c".
 [[nodiscard]] MARLIN_ABI std::string join(const std::vector<std::string>& parts, std::string_view separator = ", ");
 
+/// The parts between separators; nothing for an empty text, and none after a separator that ends it.
+[[nodiscard]] MARLIN_ABI std::vector<std::string> split(std::string_view text, char separator);
+
 /// The candidate that differs from `word` by the fewest typing mistakes (insert, delete, replace, swap of neighbours);
 /// empty if none comes near enough to be meant.
 [[nodiscard]] MARLIN_ABI std::string nearest(std::string_view word, const std::vector<std::string>& candidates);

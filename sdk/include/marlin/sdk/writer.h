@@ -27,6 +27,9 @@ struct MetricsEvent {
 class MARLIN_ABI Writer {
  public:
   virtual ~Writer();
+  /// Called before the first step of a run, so that one that cannot write is told of then: what it throws ends the run. Default: nothing.
+  virtual void open();
+  /// What this or flush() throws later is told of once, and training goes on without the writer.
   virtual void write(const MetricsEvent& event) = 0;
   /// At the end of each epoch and of the run: what was written must be readable. Default: nothing.
   virtual void flush();
