@@ -29,7 +29,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kPrefix = "lib", kSuffix = ".so";
-constexpr std::string_view kReservedOptions[] = {"period_steps", "period_seconds"};  // will be the host's
 
 [[noreturn]] void refuse(const std::string& what, const std::string& why) { throw Error(Errc::kPlugin, concat(what, ": ", why)); }
 
@@ -133,8 +132,7 @@ void check_option(const OptionSpec& spec, std::vector<std::string>& problems) {
 
 bool is_the_hosts(const std::string& option) {
   static const OptionTable kTable = option_table<SaveSchedule>();
-  return std::any_of(kTable.begin(), kTable.end(), [&](const OptionSpec& spec) { return spec.name == option; }) ||
-         std::find(std::begin(kReservedOptions), std::end(kReservedOptions), option) != std::end(kReservedOptions);
+  return std::any_of(kTable.begin(), kTable.end(), [&](const OptionSpec& spec) { return spec.name == option; });
 }
 
 void check_options(const LoadedPlugin& plugin) {

@@ -1,22 +1,36 @@
 #include "save_service.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <cmath>
 #include <utility>
 
 namespace marlin {
+namespace {
+
+// From here on this thread, and those that it starts, get a processor only if nobody else wants it: hashing and writing by two
+// threads would halve the speed of a training thread that shares two processors with them. There is no way back without privileges.
+void stand_back() {
+  constexpr int kLowestPriority = 19;
+  static_cast<void>(::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kLowestPriority));  // Linux: of the thread
+}
+
+}  // namespace
 
 SaveService::SaveService(Logger& logger) : logger_(logger) {}
 
 SaveService::~SaveService() {
-  if (!thread_.joinable()) return;
+  if (!copier_.joinable()) return;
   drain();
   {
     const std::lock_guard lock(mutex_);
     ending_ = true;
   }
   changed_.notify_all();
-  thread_.join();
+  copier_.join();
+  if (writer_.joinable()) writer_.join();
 }
 
 void SaveService::submit(const Checkpoint& live, const Snapshot::Storages& may_wait, SavePoint point, std::vector<Target> targets) {
@@ -27,10 +41,11 @@ void SaveService::submit(const Checkpoint& live, const Snapshot::Storages& may_w
   state_ = snapshot_.begin(live, may_wait);
   point_ = std::move(point);
   targets_ = std::move(targets);
-  if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
-  phase_.store(Phase::kCopying, std::memory_order_release);
+  if (!copier_.joinable()) copier_ = std::thread([this] { copy_when_asked(); });
+  if (!writer_.joinable()) writer_ = std::thread([this] { write_when_copied(); });
   {
     const std::lock_guard lock(mutex_);
+    phase_.store(Phase::kCopying, std::memory_order_release);
     has_job_ = true;
   }
   changed_.notify_all();
@@ -66,17 +81,27 @@ std::vector<SaveService::Outcome> SaveService::take_outcomes() {
   return std::exchange(outcomes_, {});
 }
 
-void SaveService::work() {
+// An optimizer's step may wait for this one, so it runs as fast as training does.
+void SaveService::copy_when_asked() {
   std::unique_lock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [&] { return has_job_ || ending_; });
-    if (!has_job_) return;
+    const auto is_copying = [&] { return phase_.load(std::memory_order_acquire) == Phase::kCopying; };
+    changed_.wait(lock, [&] { return is_copying() || ending_; });
+    if (!is_copying()) return;
     lock.unlock();
     snapshot_.copy_rest();
     lock.lock();
     phase_.store(Phase::kCopied, std::memory_order_release);
     changed_.notify_all();
-    changed_.wait(lock, [&] { return phase_.load(std::memory_order_acquire) == Phase::kIdle; });
+  }
+}
+
+void SaveService::write_when_copied() {
+  stand_back();
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [&] { return (has_job_ && phase_.load(std::memory_order_acquire) == Phase::kIdle) || ending_; });
+    if (!has_job_) return;
     lock.unlock();
     write(state_, point_, targets_);  // nobody else touches these until has_job_ is false
     state_ = {};                      // gives the buffers back

@@ -16,8 +16,9 @@
 
 namespace marlin {
 
-/// Takes states from the training thread and has checkpointers write them on a thread of its own. One save is in flight at a time;
-/// the next one waits for it. All calls come from the training thread.
+/// Takes states from the training thread, copies them on a thread of its own and has checkpointers write them on another, which the
+/// system runs only where nobody else wants to. One save is in flight at a time; the next one waits for it. All calls come from the
+/// training thread.
 class SaveService {
  public:
   /// What a checkpointer's save came to.
@@ -55,7 +56,8 @@ class SaveService {
  private:
   enum class Phase : uint8_t { kIdle, kCopying, kCopied };  // of the copy; it is written once a fence has looked at it
 
-  void work();
+  void copy_when_asked();
+  void write_when_copied();
   void wait_for_copy();
   void write(const Checkpoint& state, const SavePoint& point, const std::vector<Target>& targets);
 
@@ -72,7 +74,7 @@ class SaveService {
   SavePoint point_;
   std::vector<Target> targets_;
   std::vector<Outcome> outcomes_;
-  std::thread thread_;                      // started with the first job
+  std::thread copier_, writer_;             // started with the first job
 };
 
 }  // namespace marlin

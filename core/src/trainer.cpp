@@ -15,10 +15,10 @@ class Trainer::Listener final : public StepListener {
 
   bool on_train_step(const StepReport& step) override {
     trainer_.ran_ = true;
-    if (trainer_.saves_->has_outcomes()) trainer_.collect_saves();
     window_.add(*step.metrics);
     if (step.global_step % trainer_.options_.log_steps == 0) flush(step.epoch);
     if (trainer_.services_.progress) trainer_.services_.progress->step(step.loss);
+    trainer_.save_after_step();
     return !trainer_.stop_requested() && !(trainer_.options_.max_steps && step.global_step >= *trainer_.options_.max_steps);
   }
 
@@ -53,6 +53,8 @@ Trainer::Trainer(std::shared_ptr<ModuleInterface> module, std::unique_ptr<Traine
   saved_step_.assign(checkpointers_.size(), -1);
   saved_index_ = saved_step_;
   failed_.assign(checkpointers_.size(), 0);
+  if (!services_.clock) services_.clock = std::chrono::steady_clock::now;
+  asked_.assign(checkpointers_.size(), services_.clock());
   saves_ = std::make_unique<SaveService>(*services_.logger);
 }
 
@@ -79,6 +81,7 @@ RunResult Trainer::train() {
   } else {
     open_writers();
     open_checkpointers();
+    asked_.assign(checkpointers_.size(), services_.clock());
     started_ = training_ = true;
     try {
       run_epochs();
@@ -135,7 +138,8 @@ void Trainer::run_epoch(int64_t epoch) {
   if (!trained.complete) return;
   last_epoch_ = epoch;
   in_epoch_ = false;
-  save_where_due(save_point(Cause::kPeriod, false), /*wait=*/false);
+  const bool requested = save_requested_.exchange(false, std::memory_order_relaxed);
+  save_where_due(save_point(requested ? Cause::kRequest : Cause::kPeriod, requested), /*wait=*/false);
 }
 
 Metrics Trainer::validate() {
@@ -198,6 +202,7 @@ void Trainer::each_writer(const std::function<void(Writer&)>& call) {
 
 // The last state is saved whatever the period says, once; a run that has more to do gets no model file.
 void Trainer::end_run(bool complete) {
+  save_requested_.store(false, std::memory_order_relaxed);
   if (ran_) save_where_due(save_point(complete ? Cause::kEnd : Cause::kStop, true), /*wait=*/true);
   if (complete) {
     save_models();

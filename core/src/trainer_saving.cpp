@@ -66,9 +66,34 @@ bool Trainer::save_or_report(const AbstractCheckpointer& checkpointer, const std
   }
 }
 
+constexpr double kTryAgainAfter = 60.0;  // seconds
+
+double Trainer::seconds_since_save(size_t place) const {
+  return std::chrono::duration<double>(services_.clock() - asked_[place]).count();
+}
+
+bool Trainer::is_to_be_tried_again(size_t place) const { return failed_[place] && seconds_since_save(place) >= kTryAgainAfter; }
+
+// Asked after every step, so without building what a checkpointer is asked with.
+bool Trainer::is_worth_asking(size_t place) const {
+  const SaveSchedule& schedule = checkpointers_[place]->schedule();
+  if (!schedule.checkpoint) return false;
+  return (schedule.period_steps && global_step() % *schedule.period_steps == 0) || schedule.also_when || is_to_be_tried_again(place) ||
+         (schedule.period_seconds && seconds_since_save(place) >= *schedule.period_seconds);
+}
+
+void Trainer::save_after_step() {
+  if (saves_->has_outcomes()) collect_saves();
+  const bool requested = save_requested_.load(std::memory_order_relaxed) && save_requested_.exchange(false, std::memory_order_relaxed);
+  bool worth_asking = requested;
+  for (size_t i = 0; i < checkpointers_.size() && !worth_asking; ++i) worth_asking = is_worth_asking(i);
+  if (worth_asking) save_where_due(save_point(requested ? Cause::kRequest : Cause::kPeriod, requested), /*wait=*/false);
+}
+
 void Trainer::save_now(size_t place, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written) {
   AbstractCheckpointer& checkpointer = *checkpointers_[place];
   saves_->drain();  // no two calls at once
+  asked_[place] = services_.clock();
   const bool done = save_or_report(checkpointer, what_is_saved(point), [&] { return checkpointer.save(checkpoint, point); }, written);
   if (done) saved_step_[place] = point.global_step, saved_index_[place] = point.index;
   failed_[place] = !done;
@@ -84,7 +109,10 @@ bool Trainer::is_skipped(const AbstractCheckpointer& checkpointer, const SavePoi
 
 void Trainer::save_in_background(const std::vector<size_t>& places, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written) {
   std::vector<SaveService::Target> targets;
-  for (const size_t place : places) targets.push_back({place, checkpointers_[place].get()});
+  for (const size_t place : places) {
+    targets.push_back({place, checkpointers_[place].get()});
+    asked_[place] = services_.clock();
+  }
   std::string problem;
   try {
     saves_->submit(checkpoint, changed_by_steps(*module_, checkpoint), point, std::move(targets));
@@ -98,6 +126,18 @@ void Trainer::save_in_background(const std::vector<size_t>& places, const Checkp
   for (const size_t place : places) save_now(place, checkpoint, point, written);
 }
 
+// A save that failed is tried again whatever the periods say, once it is long enough ago.
+bool Trainer::is_due(size_t place, const SavePoint& point, std::vector<std::string>& written) {
+  const AbstractCheckpointer& checkpointer = *checkpointers_[place];
+  if (is_to_be_tried_again(place)) return true;
+  SavePoint its_own = point;
+  its_own.seconds_since_save = seconds_since_save(place);
+  bool due = false;
+  const bool asked = save_or_report(checkpointer, what_is_saved(point), [&] { return due = checkpointer.due(its_own), std::vector<std::string>(); }, written);
+  if (!asked) failed_[place] = 1;
+  return due;
+}
+
 // With `wait` everything due is on disk when this returns; else those that may be saved in the background are.
 std::vector<std::string> Trainer::save_where_due(const SavePoint& point, bool wait) {
   std::vector<std::string> written;
@@ -105,16 +145,12 @@ std::vector<std::string> Trainer::save_where_due(const SavePoint& point, bool wa
     saves_->drain();
     collect_saves();
   }
-  const std::string what = what_is_saved(point);
   std::optional<Checkpoint> checkpoint;  // built once, and only if somebody wants it
   std::vector<size_t> background;
   for (size_t i = 0; i < checkpointers_.size(); ++i) {
     AbstractCheckpointer& checkpointer = *checkpointers_[i];
     if (saved_step_[i] == point.global_step && saved_index_[i] == point.index) continue;  // just saved
-    bool due = false;
-    const bool asked = save_or_report(checkpointer, what, [&] { return due = checkpointer.due(point), std::vector<std::string>(); }, written);
-    if (!asked) failed_[i] = 1;
-    if (!due || is_skipped(checkpointer, point)) continue;
+    if (!is_due(i, point, written) || is_skipped(checkpointer, point)) continue;
     if (!checkpoint) checkpoint = make_checkpoint();
     if (!wait && checkpointer.schedule().async) {
       background.push_back(i);

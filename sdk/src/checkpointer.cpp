@@ -23,6 +23,13 @@ auto guarded(const std::string& name, const char* call, Call&& body) -> decltype
   }
 }
 
+bool is_triggered(const SaveSchedule& schedule, const SavePoint& point) {
+  if (point.unit == Unit::kEpoch && point.index % schedule.period == 0) return true;
+  if (point.unit == Unit::kStep && schedule.period_steps && point.global_step % *schedule.period_steps == 0) return true;
+  if (schedule.period_seconds && point.seconds_since_save >= *schedule.period_seconds) return true;
+  return schedule.also_when && schedule.also_when(point);
+}
+
 void check_index(const std::string& name, const char* call, int64_t index) {
   if (index < 0) throw Error(Errc::kInvalidArgument, concat("checkpointer '", name, "': ", call, ": index must be at least 0, got ", index));
 }
@@ -34,6 +41,8 @@ std::vector<OptionField<SaveSchedule>> SaveSchedule::option_fields() {
   return {
       option_field("checkpoint", &S::checkpoint, "Master switch: off, nothing is written."),
       option_field("period", &S::period, "Save when epoch % period == 0, epochs counted from 0; the last one always.", {.unit = "epochs", .min = 1}),
+      option_field("period_steps", &S::period_steps, "Save when global_step % period_steps == 0, too.", {.unit = "optimizer steps", .min = 1}),
+      option_field("period_seconds", &S::period_seconds, "Save when the newest save is so long ago, too.", {.unit = "seconds", .min = 0.001}),
       option_field("async", &S::async, "Save in the background while training goes on."),
       option_field("when_busy", &S::when_busy, "When the save before is still being written: wait for it; or skip this one, unless it is the last.", {.choices = {"wait", "skip"}}),
       option_field("on_error", &S::on_error, "When a save fails: warn, go on and try again at the next save point; or fail, end the run.", {.choices = {"warn", "fail"}}),
@@ -60,7 +69,7 @@ void AbstractCheckpointer::open(const RunStart& start) {
 bool AbstractCheckpointer::due(const SavePoint& point) const {
   if (!schedule_.checkpoint) return false;
   if (point.force) return true;
-  if (point.unit != Unit::kEpoch || point.index % schedule_.period != 0) return false;
+  if (!guarded(name_, "also_when", [&] { return is_triggered(schedule_, point); })) return false;
   return guarded(name_, "is_due", [&] { return is_due(point); });
 }
 

@@ -77,6 +77,33 @@ class KillAtTheTenthCheckpointTest(Killing):
             self.assertEqual(differing(folder / "checkpoint_19.pt", straight / "checkpoint_19.pt"), [])
 
 
+class FolderTakenAwayTest(Killing):
+    """While it trains, its folder is moved away, and a file stands where it was."""
+
+    def test_training_goes_on_the_end_says_so_and_what_was_saved_stays_whole(self):
+        for attempt in range(20):
+            folder, taken = self.path(f"checkpoints_{attempt}"), self.path(f"taken_{attempt}")
+            folder.mkdir()
+            events = FolderEvents(folder)
+            words = [str(DIGITS), "--epochs", "60", "--checkpointer.save_dir", str(folder), *QUIET]
+            process = subprocess.Popen(words, cwd=self.dir, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+            while process.poll() is None and (events.MOVED_TO, "checkpoint_2.pt") not in events.wait(1):
+                pass
+            os.rename(folder, taken)
+            folder.write_text("a file where the folder was")
+            out, err = process.communicate(timeout=120)
+            events.close()
+            if (taken / "checkpoint_59.pt").exists():
+                continue  # it was too late
+            self.assertEqual(process.returncode, 4, err.decode())
+            self.assertRegex(err.decode(), r"\[error\] checkpointer 'default' could not save the epoch \d+, step \d+: [^\n]*" + re.escape(str(folder)))
+            self.assertRegex(out.decode().splitlines()[-1], rf"^done epochs=60 global_step={60 * STEPS} ")
+            self.assertAllWhole(taken)
+            self.assertGreaterEqual(self.newest(taken), 2)
+            return
+        self.fail("the folder was not taken away before the end in 20 attempts")
+
+
 class KillAtRandomMomentsTest(Killing):
     """Kills spread over start-up and training, and aimed at the moments in which a file is being written."""
 

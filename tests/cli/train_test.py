@@ -30,6 +30,16 @@ class FileSetsTest(CliTest):
     def test_period_above_the_number_of_epochs(self):
         self.assertEqual(self.train(3, "--checkpointer.period", 100)[1], checkpoints([0, 2], model=2))
 
+    def test_by_steps_and_at_the_ends_of_epochs(self):
+        finished, files = self.train(2, "--checkpointer.period_steps", 10, "--checkpointer.period", 9)
+        self.assertEqual(files, sorted(checkpoints([0, 1], model=1) + [f"checkpoint_step_{step}.pt" for step in (10, 20, 30, 40)]))
+        self.assertDone(finished, 2, checkpoint="checkpoints/checkpoint_1.pt")
+
+    def test_by_seconds(self):
+        _, files = self.train(1, "--checkpointer.period_seconds", 0.001)
+        self.assertTrue(any(name.startswith("checkpoint_step_") for name in files), files)
+        self.refused(2, "--checkpointer.period_seconds", 0, says="--checkpointer.period_seconds: must be at least 0.001 (seconds), got 0")
+
     def test_every_epoch_by_default(self):
         self.assertEqual(self.train(3)[1], checkpoints([0, 1, 2], model=2))
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -63,6 +64,7 @@ struct TrainerServices {
   Logger* logger = &null_logger();                  ///< Must live as long as the Trainer.
   std::vector<std::unique_ptr<Writer>> writers = {};
   std::unique_ptr<Progress> progress = {};          ///< Null: nothing is shown.
+  std::function<std::chrono::steady_clock::time_point()> clock = std::chrono::steady_clock::now;  ///< For `period_seconds`.
 };
 
 class SaveService;
@@ -94,6 +96,10 @@ class MARLIN_ABI Trainer {
   /// Ends train() after the running step (a validation that is running is finished first), with a forced checkpoint. From any thread, and before train(), too.
   void stop() noexcept { stop_.store(true, std::memory_order_relaxed); }
   [[nodiscard]] bool stop_requested() const noexcept { return stop_.load(std::memory_order_relaxed); }
+
+  /// Has the state saved, whatever the periods say, after the running step or, once an epoch's steps are done, with its end. From
+  /// callbacks and any thread, and before train(), too. Several requests before that are one.
+  void request_save() noexcept { save_requested_.store(true, std::memory_order_relaxed); }
 
   /// Saves the present state as that of the last completed epoch, where due or forced. @return where.
   std::vector<std::string> save_checkpoint(bool force = false);
@@ -149,7 +155,12 @@ class MARLIN_ABI Trainer {
   void open_checkpointers();
   [[nodiscard]] SavePoint save_point(Cause cause, bool force) const;
   [[nodiscard]] int64_t model_index() const;
+  void save_after_step();
+  [[nodiscard]] double seconds_since_save(size_t place) const;
+  [[nodiscard]] bool is_worth_asking(size_t place) const;
+  [[nodiscard]] bool is_to_be_tried_again(size_t place) const;
   void save_now(size_t place, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written);
+  [[nodiscard]] bool is_due(size_t place, const SavePoint& point, std::vector<std::string>& written);
   [[nodiscard]] bool is_skipped(const AbstractCheckpointer& checkpointer, const SavePoint& point);
   void save_in_background(const std::vector<size_t>& places, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written);
   std::vector<std::string> save_where_due(const SavePoint& point, bool wait);
@@ -161,7 +172,7 @@ class MARLIN_ABI Trainer {
   Checkpointers checkpointers_;
   TrainerOptions options_;
   TrainerServices services_;
-  std::atomic<bool> stop_ = false;
+  std::atomic<bool> stop_ = false, save_requested_ = false;
 
   bool set_up_ = false;
   at::Device device_ = at::kCPU;
@@ -181,6 +192,7 @@ class MARLIN_ABI Trainer {
   // By checkpointer: what its newest save was of (-1: none yet), and whether the newest try of one failed.
   std::vector<int64_t> saved_step_, saved_index_;
   std::vector<char> failed_;
+  std::vector<std::chrono::steady_clock::time_point> asked_;  // when it was asked to save last or, before that, when training began
   std::unique_ptr<SaveService> saves_;  // ends before what it works with
 };
 

@@ -41,6 +41,7 @@ struct SavePoint {
   int64_t global_step = 0;  ///< Optimizer steps completed.
   Cause cause = Cause::kPeriod;
   bool force = false;       ///< Beats the period, not the master switch.
+  double seconds_since_save = 0.0;  ///< Since this checkpointer was last asked to save or, if it never was, since training began.
   Metrics metrics = {};     ///< The newest of every name.
   std::string run_id = {};  ///< Set by the Trainer; the same for a run and what resumes it.
 };

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,11 +28,18 @@ enum class WhenBusy : uint8_t {
 /// When and how the host asks a checkpointer to save and to load. Every checkpointer has these as options, under these names.
 struct MARLIN_ABI SaveSchedule {
   bool checkpoint = true;  ///< Master switch: off, nothing is written and nobody is asked for state.
-  int64_t period = 1;      ///< Save when index % period == 0. Unit: epochs. Range: >= 1.
+  int64_t period = 1;      ///< Save at an epoch's end when index % period == 0. Unit: epochs. Range: >= 1.
+  std::optional<int64_t> period_steps = {};   ///< Save when global_step % period_steps == 0, too. Unit: optimizer steps. Range: >= 1.
+  std::optional<double> period_seconds = {};  ///< Save when the newest save is so long ago, too: after the step that is then running.
+                                              ///< Unit: seconds. Range: >= 0.001.
   bool async = true;       ///< Save from a snapshot on another thread while training goes on.
   WhenBusy when_busy = WhenBusy::kWait;
   OnError on_error = OnError::kWarn;
   Verify verify = Verify::kFull;  ///< LoadRequest::verify of a resume.
+
+  /// Save when it says so, too. Asked after every step and every epoch, on the training thread: it should be quick. Empty: never.
+  /// From C++ only.
+  std::function<bool(const SavePoint&)> also_when = {};
 
   static std::vector<OptionField<SaveSchedule>> option_fields();
 };
@@ -44,8 +53,9 @@ struct RunStart {
 /// Keeps checkpoints. Public calls check and guard; an implementation writes the do_ hooks.
 ///
 /// Synchronous; calls of save, save_model, load and close never overlap, but may come from different threads: with `async` the host
-/// calls save() on a thread of its own, and due(), which changes nothing, on the training thread meanwhile. In a run of several processes only rank 0 saves. Exceptions of any type that leave a hook
-/// reach the caller as marlin::Error with this checkpointer's name and the call.
+/// calls save() on a thread of its own, which the system runs at the lowest priority, and due(), which changes nothing, on the
+/// training thread meanwhile. In a run of several processes only rank 0 saves. Exceptions of any type that leave a hook reach the
+/// caller as marlin::Error with this checkpointer's name and the call.
 /// @par Source pymarlin checkpoint_utils.py AbstractCheckpointer. Differs: save() says where it wrote, load() is asked for.
 class MARLIN_ABI AbstractCheckpointer {
  public:
@@ -67,7 +77,8 @@ class MARLIN_ABI AbstractCheckpointer {
   /// @throws Error kInvalidArgument if a fresh start would mix with files that are there.
   void open(const RunStart& start);
 
-  /// Whether a state should be built for this point: master switch, force, period, then the hook is_due(). No I/O.
+  /// Whether a state should be built for this point: master switch, force, then, if a period or `also_when` says so, the hook
+  /// is_due(). No I/O.
   [[nodiscard]] bool due(const SavePoint& point) const;
 
   /// Writes. Does not ask due() again, but the master switch holds. @return where it was written; empty: not kept.
@@ -91,7 +102,7 @@ class MARLIN_ABI AbstractCheckpointer {
 
  protected:
   virtual void do_open(const RunStart& start);                                     ///< Default: nothing.
-  [[nodiscard]] virtual bool is_due(const SavePoint& point) const;                 ///< Default: true. Period and force were checked.
+  [[nodiscard]] virtual bool is_due(const SavePoint& point) const;                 ///< Default: true. Periods, also_when and force were checked.
   virtual std::vector<std::string> do_save(const Checkpoint& checkpoint, const SavePoint& point) = 0;
   virtual std::vector<std::string> do_save_model(const StateDict& model_state, int64_t index) = 0;
   [[nodiscard]] virtual bool do_has_model(int64_t index) const;                    ///< Default: false.
