@@ -161,8 +161,9 @@ TEST_F(SaveServiceTest, AParameterChangedOutsideTheStepIsNoticedAndNeverTorn) {
 TEST_F(SaveServiceTest, AChangeWhileTheCopyIsMadeIsFoundByTheFence) {
   Keeping checkpointer;
   SaveService service(logger_);
+  std::vector<at::Tensor> rounds;  // all stay, so that none has the place of one that was changed before and is copied at once
   for (int64_t round = 0; round < 50; ++round) {
-    at::Tensor fresh = torch::rand({256, 256});
+    const at::Tensor fresh = rounds.emplace_back(torch::rand({256, 256}));
     Checkpoint checkpoint;
     checkpoint.module_interface_state = {{"parameter", fresh}};
     service.submit(checkpoint, {fresh.storage().unsafeGetStorageImpl()}, {.index = round}, {{0, &checkpointer}});
