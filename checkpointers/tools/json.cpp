@@ -1,0 +1,14 @@
+#include "json.h"
+
+#include <cmath>
+#include <iostream>
+
+#include "text.h"
+
+namespace marlin::ckpt {
+
+Json to_json(double value) { return std::isfinite(value) ? Json(value) : Json(shortest(value)); }
+
+void print(const Json& document) { std::cout << document.dump(1, ' ', false, Json::error_handler_t::replace) << '\n'; }
+
+}  // namespace marlin::ckpt
