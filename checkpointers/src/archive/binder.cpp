@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <algorithm>
 #include <cstring>
 #include <unordered_map>
 #include <utility>
@@ -13,6 +14,8 @@
 
 namespace marlin::archive {
 namespace {
+
+constexpr uint64_t kFreePaths = 64ULL << 20;  // bytes that the paths of all tensors may always have; or those of the file, if they are more
 
 class Binder {
  public:
@@ -41,6 +44,7 @@ class Binder {
   std::unordered_map<std::string, Bound> storages_;
   std::vector<BoundTensor> tensors_;
   std::string path_;  // to the value at hand
+  uint64_t paths_size_ = 0;
 };
 
 StateDict Binder::dict(const PickleDict& dict) {
@@ -94,6 +98,8 @@ Value Binder::value(const PickleValue& value) {
 }
 
 at::Tensor Binder::tensor(const PickleTensor& tensor) {
+  paths_size_ += path_.size();  // dicts that refer to the same long keys, and to the same tensor, have long paths in a small file
+  if (paths_size_ > std::max<uint64_t>(kFreePaths, file_->bytes().size())) corrupt("data.pkl", "its tensors have paths that would take too much memory");
   const Bound& bound = storage_of(tensor);
   at::Tensor result = at::empty({0}, at::TensorOptions().dtype(scalar_type(tensor.dtype)).device(at::kCPU));
   result.set_(bound.storage, tensor.offset, tensor.sizes, tensor.strides);

@@ -13,19 +13,20 @@
 namespace marlin::archive {
 namespace {
 
-using Json = nlohmann::ordered_json;  // metrics keep their order
+using OrderedJson = nlohmann::ordered_json;  // what is written has an order
 
+constexpr const char* kMetricsKey = "metrics";
 constexpr const char* kRecordsKey = "records";
 constexpr const char* kHashKey = "xxh3_128";
 
 // JSON has no NaN and no infinities.
-Json number_to_json(double value) {
+OrderedJson number_to_json(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
   return value;
 }
 
-double number_of(const std::string& name, const Json& json) {
+double number_of(const std::string& name, const nlohmann::json& json) {
   if (json.is_number()) return json.get<double>();
   if (json == "nan") return std::numeric_limits<double>::quiet_NaN();
   if (json == "inf") return std::numeric_limits<double>::infinity();
@@ -33,7 +34,7 @@ double number_of(const std::string& name, const Json& json) {
   corrupt(kCommitRecord, concat("metrics: '", printable(name), "' is no number"));
 }
 
-int64_t integer_at(const Json& json, const char* key) {
+int64_t integer_at(const nlohmann::json& json, const char* key) {
   const auto at = json.find(key);
   bool fits = at != json.end() && at->is_number_integer();
   if (fits && at->is_number_unsigned()) fits = at->get<uint64_t>() <= uint64_t{std::numeric_limits<int64_t>::max()};
@@ -41,26 +42,27 @@ int64_t integer_at(const Json& json, const char* key) {
   return at->get<int64_t>();
 }
 
-std::string text_at(const Json& json, const char* key) {
+std::string text_at(const nlohmann::json& json, const char* key) {
   const auto at = json.find(key);
   if (at == json.end()) return {};
   if (!at->is_string()) corrupt(kCommitRecord, concat("'", key, "' is not text"));
   return at->get<std::string>();
 }
 
-enum class Take { kRecords, kAllElse };
-
-// The list of records is taken apart from the rest: an ordered object looks at every key for each that it gets.
-template <class AnyJson>
-AnyJson parse(std::string_view text, Take take) {
-  using Event = typename AnyJson::parse_event_t;
-  const auto wanted = [take](int depth, Event event, const AnyJson& value) {
+// In the order of their names: an object in the order of the text looks at every key for each that it gets. So the names of the
+// metrics are noted as they come.
+nlohmann::json parse(std::string_view text, std::vector<std::string>& metrics) {
+  using Event = nlohmann::json::parse_event_t;
+  bool in_metrics = false;
+  const auto wanted = [&](int depth, Event event, const nlohmann::json& value) {
     // Deeper than anything that is written; the parser itself takes any depth.
     if (depth > kMaxDepth) corrupt(kCommitRecord, "is nested too deeply");
-    return event != Event::key || depth != 1 || (value == kRecordsKey) == (take == Take::kRecords);
+    if (event == Event::key && depth == 1) in_metrics = value == kMetricsKey;
+    if (event == Event::key && depth == 2 && in_metrics) metrics.push_back(value.get<std::string>());
+    return true;
   };
   try {
-    AnyJson json = AnyJson::parse(text, wanted);
+    nlohmann::json json = nlohmann::json::parse(text, wanted);
     if (!json.is_object()) corrupt(kCommitRecord, "is no JSON object");
     return json;
   } catch (const nlohmann::json::exception&) {
@@ -105,9 +107,9 @@ void check_own_hash(std::string_view text) {
 }  // namespace
 
 std::string to_json(const CommitRecord& record) {
-  Json metrics = Json::object();
+  OrderedJson metrics = OrderedJson::object();
   for (const auto& [name, value] : record.metrics) metrics[name] = number_to_json(value);
-  const Json json = {
+  const OrderedJson json = {
       {"format_version", kFormatVersion},
       {"kind", record.kind},
       {"unit", record.unit},
@@ -118,9 +120,9 @@ std::string to_json(const CommitRecord& record) {
       {"run_id", record.run_id},
       {"marlin_version", record.marlin_version.empty() ? MARLIN_VERSION : record.marlin_version},
       {"torch_version", record.torch_version.empty() ? TORCH_VERSION : record.torch_version},
-      {"metrics", metrics},
+      {kMetricsKey, metrics},
   };
-  std::string text = json.dump(1, ' ', false, Json::error_handler_t::replace);
+  std::string text = json.dump(1, ' ', false, OrderedJson::error_handler_t::replace);
   text.resize(text.size() - std::string_view("\n}").size());
   text += records_to_json(record.records);
   text += kBeforeHash;
@@ -129,7 +131,8 @@ std::string to_json(const CommitRecord& record) {
 }
 
 CommitRecord commit_record_of(std::string_view text) {
-  const Json json = parse<Json>(text, Take::kAllElse);
+  std::vector<std::string> metrics;
+  const nlohmann::json json = parse(text, metrics);
   CommitRecord record;
   record.format_version = integer_at(json, "format_version");
   if (record.format_version > kFormatVersion) {
@@ -146,15 +149,14 @@ CommitRecord commit_record_of(std::string_view text) {
   record.run_id = text_at(json, "run_id");
   record.marlin_version = text_at(json, "marlin_version");
   record.torch_version = text_at(json, "torch_version");
-  if (const auto metrics = json.find("metrics"); metrics != json.end()) {
-    if (!metrics->is_object()) corrupt(kCommitRecord, "'metrics' is no JSON object");
-    for (const auto& [name, value] : metrics->items()) record.metrics.set(name, number_of(name, value));
+  if (const auto found = json.find(kMetricsKey); found != json.end()) {
+    if (!found->is_object()) corrupt(kCommitRecord, "'metrics' is no JSON object");
+    for (const std::string& name : metrics) record.metrics.set(name, number_of(name, found->value(name, nlohmann::json())));
   }
-  const auto list = parse<nlohmann::json>(text, Take::kRecords);
-  if (json.contains(kHashKey) != list.contains(kRecordsKey)) corrupt(kCommitRecord, "has a list of records without a hash of its own, or the reverse");
+  if (json.contains(kHashKey) != json.contains(kRecordsKey)) corrupt(kCommitRecord, "has a list of records without a hash of its own, or the reverse");
   if (json.contains(kHashKey)) {  // this version's first writers wrote neither
     check_own_hash(text);
-    record.records = records_of(list[kRecordsKey]);
+    record.records = records_of(json[kRecordsKey]);
   }
   return record;
 }

@@ -128,7 +128,7 @@ PickleValue ordered_dict(const std::vector<PickleValue>& arguments) {
 PickleValue allowed_global(const std::string& name) {
   const bool allowed = name == kOrderedDict || name == kCounter || name == kSize || name == kTensorV2 || name == kTensorV3 || name == kParameter ||
                        is_untyped_storage(name) || typed_storage(name) != nullptr || dtype(name) != nullptr;
-  if (allowed) return std::make_shared<const PickleGlobal>(name);
+  if (allowed) return std::make_shared<const PickleGlobal>(PickleGlobal{name});
   for (const auto& [known, meaning] : kKnownOthers) {
     if (known == name) unsupported(kPickleRecord, concat("holds ", meaning, " (", name, "), which a state dict cannot"));
   }

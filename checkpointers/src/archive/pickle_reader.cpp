@@ -16,6 +16,7 @@ namespace {
 constexpr uint64_t kValueCost = 64;            // about the size of a Value
 constexpr uint64_t kFreeCost = 256ULL << 20;   // always allowed
 constexpr uint64_t kCostPerByte = 64;          // or this for every byte of the pickle, if it is more
+constexpr const char* kTooMuch = "refers back to so many values that it would take too much memory";
 
 [[noreturn]] void broken(const std::string& why) { corrupt(kPickleRecord, why); }
 
@@ -40,7 +41,10 @@ void require_plain(const PickleValue& value) {
 uint64_t cost_of(const PickleValue& value) {
   if (const PickleNode* node = node_of(value)) return kValueCost + node->cost;
   if (const auto* text = std::get_if<std::shared_ptr<const std::string>>(&value)) return kValueCost + (*text)->size();
-  if (const auto* tensor = std::get_if<std::shared_ptr<const PickleTensor>>(&value)) return kValueCost * (4 + (*tensor)->sizes.size());
+  if (const auto* tensor = std::get_if<std::shared_ptr<const PickleTensor>>(&value)) {
+    return kValueCost * (4 + (*tensor)->sizes.size()) + (*tensor)->storage.key.size();
+  }
+  if (const auto* storage = std::get_if<std::shared_ptr<const PickleStorage>>(&value)) return kValueCost + (*storage)->key.size();
   return kValueCost;
 }
 
@@ -72,6 +76,7 @@ class Unpickler {
   T& top_container(const char* what);
   void refer(uint32_t index);
 
+  void spend(uint64_t cost);
   void place(PickleNode& parent, const PickleValue& child, bool argument = false);
   void push_tuple(std::vector<PickleValue> items);
   void append(std::vector<PickleValue> items);
@@ -83,6 +88,7 @@ class Unpickler {
   std::string_view bytes_;
   size_t position_ = 0;
   uint64_t max_cost_;
+  uint64_t spent_ = 0;
   std::vector<PickleValue> stack_;
   std::vector<size_t> marks_;
   std::unordered_map<uint32_t, PickleValue> memo_;
@@ -156,11 +162,12 @@ bool Unpickler::read_reference(Opcode opcode) {
       push(allowed_global(concat(module, ".", line())));
       return true;
     }
-    case Opcode::kBinPersId: push(storage_of(pop())); return true;
+    case Opcode::kBinPersId: push(storage_of(pop())); spend(cost_of(top())); return true;
     case Opcode::kReduce: {
       const PickleValue arguments = pop();
       const PickleValue function = pop();
       push(call_global(function, arguments));
+      spend(cost_of(top()));
       return true;
     }
     case Opcode::kBuild: build(); return true;
@@ -236,6 +243,13 @@ void Unpickler::refer(uint32_t index) {
   push(at->second);
 }
 
+// What comes of a reference that is copied, or looked at as a whole. It counts whether it ends up in the result or not: a few bytes
+// that refer back to a long text, again and again, would take memory and time of the square of the pickle's size.
+void Unpickler::spend(uint64_t cost) {
+  spent_ += cost;
+  if (spent_ > max_cost_) broken(kTooMuch);
+}
+
 // A container is complete before it becomes part of another: none can hold itself, and depth and cost are known exactly.
 void Unpickler::place(PickleNode& parent, const PickleValue& child, bool argument) {
   if (parent.placed) broken("changes a container that is in use");
@@ -249,7 +263,8 @@ void Unpickler::place(PickleNode& parent, const PickleValue& child, bool argumen
   if (!argument) require_plain(child);
   parent.internal = parent.internal || is_internal(child);
   parent.cost += cost_of(child);  // both are at most max_cost_ and some, so that nothing overflows
-  if (parent.cost > max_cost_) broken("refers back to so many values that it would take too much memory");
+  if (parent.cost > max_cost_) broken(kTooMuch);
+  if (!argument) spend(node != nullptr ? kValueCost : cost_of(child));
 }
 
 void Unpickler::push_tuple(std::vector<PickleValue> items) {
@@ -298,6 +313,7 @@ void Unpickler::build() {
   for (const auto& [key, value] : (*attributes)->entries) {
     if (!std::holds_alternative<std::shared_ptr<const std::string>>(key)) broken("sets an attribute that has no name");
   }
+  spend(cost_of(state));
   place(dict, state);
   dict.attributes = *attributes;
 }
