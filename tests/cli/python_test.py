@@ -95,15 +95,15 @@ class ReadmeSessionTest(WithRun):
     def test_opens_a_checkpoint_continues_training_and_hands_it_back(self):
         readme = (SOURCE / "README.md").read_text()
         session = re.search(r"<!-- run by tests/cli -->\n```python\n(.*?)```", readme, re.S)[1]
-        self.take_base()
+        self.take_base(to="five")
         self.copy(DATA, "examples/digits/digits.csv")
         words = [sys.executable, "-W", "ignore:Failed to initialize NumPy", "-c", session]
         python = subprocess.run(words, cwd=self.dir, env=environment(), capture_output=True, timeout=120)
         self.assertEqual((python.returncode, python.stdout.decode().strip()), (0, "4 115"), python.stderr.decode())
 
-        resumed = self.ok("--epochs", 8, "--resume", "auto", *QUIET)
-        self.assertDone(resumed, 8, checkpoint="checkpoints/checkpoint_7.pt")
-        self.assertIn("resumed from checkpoints/checkpoint_5.pt: 6 epochs, 138 steps done", resumed.err)
+        resumed = self.ok("--epochs", 8, "--resume", "auto", "--checkpointer.save_dir", "five", *QUIET)
+        self.assertDone(resumed, 8, checkpoint="five/checkpoint_7.pt")
+        self.assertIn("resumed from five/checkpoint_5.pt: 6 epochs, 138 steps done", resumed.err)
         self.assertIn("checkpoint_5.pt could not be verified", resumed.err)
         said = re.search(r"val/accuracy=(\S+)", resumed.last)
         self.assertGreater(float(said[1]), 0.95, "the moments that Python handed back were of use")

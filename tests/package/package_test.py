@@ -15,7 +15,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2]
 HERE = SOURCE / "tests" / "package"
-MARKER = "<!-- compiled by tests/package -->"
+MARKER = "<!-- built by tests/package -->"
 # No launcher's variables, and no search path that could hide a missing run path.
 ENVIRONMENT = {name: value for name, value in os.environ.items()
                if name not in ("LD_LIBRARY_PATH", "MARLIN_PLUGIN_PATH", "CMAKE_PREFIX_PATH", "WORLD_SIZE", "DESTDIR")}
@@ -104,20 +104,17 @@ class Package:
         self.is_found_by_name(build)
 
     def application(self):
-        """The programs of README.md, built by a project that knows nothing but the package."""
-        programs = readme_programs(self.readme)
-        expect(programs, f"a line '{MARKER}' before a ```cpp block in {self.readme}")
-        sources = emptied(self.work / "programs")
-        for number, program in enumerate(programs, 1):
-            (sources / f"program_{number}.cpp").write_text(program)
-        build = self.configure(HERE / "application", "application", f"-DCMAKE_PREFIX_PATH={self.prefix}", f"-DPROGRAMS={sources}")
+        """The program of README.md, built by the project of README.md, which knows nothing but the package."""
+        sources = emptied(self.work / "sine_sources")
+        (sources / "sine.cpp").write_text(readme_block(self.readme, "cpp"))
+        (sources / "CMakeLists.txt").write_text(readme_block(self.readme, "cmake"))
+        build = self.configure(sources, "sine", f"-DCMAKE_PREFIX_PATH={self.prefix}")
         self.expect_no_foreign_headers(build)
-        for number in range(1, len(programs) + 1):
-            folder = emptied(self.work / "program_run")
-            result = run(build / f"program_{number}", "--epochs", 2, "--progress", "off", folder=folder)
-            expect_in(r"^done epochs=2 ", result.last_line, result)
-            result = run(build / f"program_{number}", "--epochs", 3, "--resume", "auto", folder=folder)
-            expect_in(r"^done epochs=3 ", result.last_line, result)
+        folder = emptied(self.work / "sine_run")
+        result = run(build / "sine", "--epochs", 2, "--progress", "off", folder=folder)
+        expect_in(r"^done epochs=2 ", result.last_line, result)
+        result = run(build / "sine", "--epochs", 3, "--resume", "auto", folder=folder)
+        expect_in(r"^done epochs=3 ", result.last_line, result)
 
     def subdirectory(self):
         """By add_subdirectory: configured, and what a consumer writes is compiled; libmarlin itself was compiled often enough."""
@@ -248,9 +245,11 @@ assert a["trainer_state"]["last_epoch"] == b["trainer_state"]["last_epoch"] == 7
                    "the installed headers to be used, not those of the source tree", header)
 
 
-def readme_programs(readme):
-    """The ```cpp blocks that come right after a line with the marker."""
-    return re.findall(rf"^{re.escape(MARKER)}\n+```cpp\n(.*?)^```$", readme.read_text(), re.M | re.S)
+def readme_block(readme, language):
+    """The block of that language that comes right after a line with the marker."""
+    blocks = re.findall(rf"^{re.escape(MARKER)}\n+```{language}\n(.*?)^```$", readme.read_text(), re.M | re.S)
+    expect(len(blocks) == 1, f"one line '{MARKER}' before a ```{language} block in {readme}")
+    return blocks[0]
 
 
 def change_a_byte(file):
