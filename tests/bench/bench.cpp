@@ -27,6 +27,8 @@ std::string option(const std::string& name, const std::string& fallback) {
   return at == options().end() ? fallback : at->second;
 }
 
+int blocks(int usual) { return std::min(usual, std::stoi(option("blocks", std::to_string(usual)))); }
+
 void run_interleaved(std::vector<Contender>& contenders, int blocks) {
   for (Contender& contender : contenders) static_cast<void>(contender.block());
   for (int i = 0; i < blocks; ++i) {
@@ -34,19 +36,24 @@ void run_interleaved(std::vector<Contender>& contenders, int blocks) {
   }
 }
 
-double median(std::vector<double> values) {
+double quantile(std::vector<double> values, double share) {
   if (values.empty()) return 0.0;
-  const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  if (values.size() % 2 == 1) return *middle;
-  return (*middle + *std::max_element(values.begin(), middle)) / 2;
+  std::sort(values.begin(), values.end());
+  const double place = share * static_cast<double>(values.size() - 1);
+  const auto below = static_cast<size_t>(place);
+  const size_t above = std::min(below + 1, values.size() - 1);
+  return values[below] + (values[above] - values[below]) * (place - static_cast<double>(below));
 }
 
-double median_ratio(const Contender& a, const Contender& b) {
-  std::vector<double> ratios;
-  for (size_t i = 0; i < a.seconds.size(); ++i) ratios.push_back(a.seconds[i] / b.seconds[i]);
-  return median(std::move(ratios));
+double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
+
+std::vector<double> ratios(const Contender& a, const Contender& b) {
+  std::vector<double> result;
+  for (size_t i = 0; i < a.seconds.size(); ++i) result.push_back(a.seconds[i] / b.seconds[i]);
+  return result;
 }
+
+double median_ratio(const Contender& a, const Contender& b) { return median(ratios(a, b)); }
 
 void print_machine(const std::string& bench_case, const std::string& details) {
   std::ifstream info("/proc/cpuinfo");
@@ -65,11 +72,20 @@ void print_machine(const std::string& bench_case, const std::string& details) {
   std::printf("# %s cxx=%s optimised=%s torch=%s cpu=\"%s\" threads=%d %s\n", bench_case.c_str(), __VERSION__, optimised, torch_version(), cpu.c_str(), at::get_num_threads(), details.c_str());
 }
 
-void print_csv_header(const std::string& unit) { std::printf("case,contender,blocks,median_%s,min_%s,max_%s\n", unit.c_str(), unit.c_str(), unit.c_str()); }
+void print_csv_header(const std::string& unit) {
+  const char* u = unit.c_str();
+  std::printf("case,contender,blocks,median_%s,lower_quartile_%s,upper_quartile_%s,min_%s,max_%s\n", u, u, u, u, u);
+}
 
 void print_csv(const std::string& bench_case, const Contender& contender, double scale) {
-  const auto [low, high] = std::minmax_element(contender.seconds.begin(), contender.seconds.end());
-  std::printf("%s,%s,%zu,%.3f,%.3f,%.3f\n", bench_case.c_str(), contender.name.c_str(), contender.seconds.size(), median(contender.seconds) * scale, *low * scale, *high * scale);
+  std::printf("%s,%s,%zu", bench_case.c_str(), contender.name.c_str(), contender.seconds.size());
+  for (const double share : {0.5, 0.25, 0.75, 0.0, 1.0}) std::printf(",%.3f", quantile(contender.seconds, share) * scale);
+  std::printf("\n");
+}
+
+void print_ratio(const std::string& bench_case, const std::string& what, const Contender& a, const Contender& b) {
+  const std::vector<double> values = ratios(a, b);
+  std::printf("ratio,%s,%s,%.4f,%.4f,%.4f\n", bench_case.c_str(), what.c_str(), median(values), quantile(values, 0.25), quantile(values, 0.75));
 }
 
 bool print_bound(const std::string& bench_case, const std::string& what, double measured, double limit) {
@@ -81,10 +97,11 @@ bool print_bound(const std::string& bench_case, const std::string& what, double 
 }  // namespace marlin::bench
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a figure is there to read once it is known, also in a file
   using namespace marlin::bench;
   const std::map<std::string, bool (*)()> cases = {{"checkpoint", checkpoint}, {"optimizer", optimizer}, {"overhead", overhead}};
   const auto usage = [&](const std::string& problem) {
-    std::fprintf(stderr, "%susage: marlin_bench CASE... [--dir FOLDER]; there are:", problem.c_str());
+    std::fprintf(stderr, "%susage: marlin_bench CASE... [--dir FOLDER] [--peers] [--blocks N]; there are:", problem.c_str());
     for (const auto& [name, run] : cases) std::fprintf(stderr, " %s", name.c_str());
     std::fprintf(stderr, "\n");
     return 2;
@@ -92,8 +109,10 @@ int main(int argc, char** argv) {
   std::vector<bool (*)()> chosen;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
-    if (word == "--dir" && i + 1 < argc) {
-      options()["dir"] = argv[++i];
+    if (word == "--peers") {
+      options()["peers"] = "yes";
+    } else if ((word == "--dir" || word == "--blocks") && i + 1 < argc) {
+      options()[word.substr(2)] = argv[++i];
     } else if (const auto found = cases.find(word); found != cases.end()) {
       chosen.push_back(found->second);
     } else {
@@ -101,6 +120,9 @@ int main(int argc, char** argv) {
     }
   }
   if (chosen.empty()) return usage("");
+  const std::string few = option("blocks", "31");
+  if (few.size() > 4 || few.find_first_not_of("0123456789") != std::string::npos || std::stoi("0" + few) < 1) return usage("--blocks: must be a number from 1, got '" + few + "'\n");
+  if (std::stoi(few) < 30) std::printf("# so few blocks give a first look only: bounds are judged on 30 or more\n");
   bool ok = true;
   for (const auto& run : chosen) ok &= run();
   return ok ? 0 : 1;

@@ -1,37 +1,28 @@
 // checkpoint: what saving, opening, verifying and loading cost for a state of 512 MiB, against the plain system calls.
 //
-//   marlin_bench checkpoint [--dir FOLDER]     new files are made in FOLDER (default: a temporary folder) and removed again
+//   marlin_bench checkpoint [--dir FOLDER] [--peers]     new files are made in FOLDER (default: a temporary folder) and removed again
 //
-// One intra-op thread. Everything that is timed has been checked to be right before.
+// One intra-op thread. Everything that is timed has been checked to be right before. Saving in the background is in
+// checkpoint_async.cpp, and what Python's libraries take for the same in checkpoint_peers.cpp.
 #include <fcntl.h>
 #include <marlin/checkpointers/archive_reader.h>
 #include <marlin/checkpointers/default_checkpointer.h>
 #include <torch/torch.h>
 #include <unistd.h>
 
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <stdexcept>
+#include <memory>
 
-#include "bench.h"
+#include "checkpoint_parts.h"
 
 namespace marlin::bench {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kBlocks = 31;
 constexpr size_t kPiece = size_t{4} << 20;
-
-double seconds_of(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 // 32 layers of weights of 2048x2048 floats and their biases; the middle of what models are made of.
 StateDict make_state() {
@@ -45,30 +36,6 @@ StateDict make_state() {
 }
 
 Checkpoint checkpoint_of(const StateDict& model) { return {model, {{"last_epoch", 0}}, {{"global_step_completed", 1}}, {}}; }
-
-void require(bool ok, const char* what) {
-  if (!ok) throw std::runtime_error(std::string("not so: ") + what);
-}
-
-// A folder of this run's own, gone at the end.
-class Folder {
- public:
-  explicit Folder(const fs::path& where) {
-    std::string name = (where / "marlin_bench_XXXXXX").string();
-    require(::mkdtemp(name.data()) != nullptr, "a folder can be made there");
-    path_ = name;
-  }
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  [[nodiscard]] fs::path operator/(const char* name) const { return path_ / name; }
-
- private:
-  fs::path path_;
-};
 
 // The same bytes as they lie in memory, in pieces of 4 MiB: what the simplest program would do.
 void raw_write(const fs::path& file, const StateDict& state, bool sync) {
@@ -113,23 +80,22 @@ void check_results(const fs::path& file, const Checkpoint& saved, const StateDic
   require(equal(live, saved.module_interface_state), "what was saved is loaded into tensors that exist");
 }
 
-// Dirty pages of earlier files would be written back in the time of later blocks.
-void settle() { ::sync(); }
-
 bool judge_writes(const Folder& folder, const Checkpoint& checkpoint) {
   const StateDict& model = checkpoint.module_interface_state;
   const fs::path raw = folder / "raw", saved = folder / "checkpoint_0.pt";
   const auto save = [&](Durability durability) { return [&, durability] { write_checkpoint(saved, checkpoint, {}, durability); }; };
   std::vector<Contender> unsynced = {writes("raw_write", raw, [&] { raw_write(raw, model, false); }), writes("save_unsynced", saved, save(Durability::kUnsynced))};
   settle();
-  run_interleaved(unsynced, kBlocks);
+  run_interleaved(unsynced, blocks(kCheckpointBlocks));
   std::vector<Contender> durable = {writes("raw_write_fsync", raw, [&] { raw_write(raw, model, true); }), writes("save_durable", saved, save(Durability::kDurable))};
   settle();
-  run_interleaved(durable, kBlocks);
+  run_interleaved(durable, blocks(kCheckpointBlocks));
   fs::remove(raw);
   for (const auto& group : {unsynced, durable}) {
     for (const Contender& contender : group) print_csv("checkpoint", contender, 1e3);
   }
+  print_ratio("checkpoint", "save without fsync / raw write", unsynced[1], unsynced[0]);
+  print_ratio("checkpoint", "durable save / raw write + fsync", durable[1], durable[0]);
   bool ok = print_bound("checkpoint", "save without fsync / raw write", median_ratio(unsynced[1], unsynced[0]), 0.9);
   ok &= print_bound("checkpoint", "durable save / raw write + fsync", median_ratio(durable[1], durable[0]), 0.6);
   return ok;
@@ -150,10 +116,11 @@ bool judge_reads(const fs::path& file, const StateDict& live) {
       {"open_unverified", [&] { return seconds_of([&] { static_cast<void>(read_checkpoint(file, Verify::kOff)); }); }},
       {"load_verified", [&] { return seconds_of([&] { ArchiveReader(file).load_into({{"module_interface_state", live}}); }); }},
   };
-  run_interleaved(contenders, kBlocks);
+  run_interleaved(contenders, blocks(kCheckpointBlocks));
   for (const Contender& contender : contenders) print_csv("checkpoint", contender, 1e3);
-  std::printf("ratio,checkpoint,full verification / read into new memory,%.4f\n", median_ratio(contenders[2], contenders[0]));
-  std::printf("ratio,checkpoint,verified load into tensors / read into new memory,%.4f\n", median_ratio(contenders[4], contenders[0]));
+  print_ratio("checkpoint", "full verification / read into new memory", contenders[2], contenders[0]);
+  print_ratio("checkpoint", "full verification / read once into memory that is there", contenders[2], contenders[1]);
+  print_ratio("checkpoint", "verified load into tensors / read into new memory", contenders[4], contenders[0]);
   bool ok = print_bound("checkpoint", "full verification / read once into memory that is there", median_ratio(contenders[2], contenders[1]), 0.8);
   ok &= print_bound("checkpoint", "open without verification (ms)", median(contenders[3].seconds) * 1e3, 10.0);
   return ok;
@@ -171,25 +138,9 @@ bool judge_newest(const Folder& folder) {
   DefaultCheckpointer checkpointer(options);
   require(fs::path(checkpointer.load().source).filename() == "checkpoint_9999.pt", "the newest is found");
   std::vector<Contender> contenders = {{"newest_of_10000", [&] { return seconds_of([&] { static_cast<void>(checkpointer.load()); }); }}};
-  run_interleaved(contenders, kBlocks);
+  run_interleaved(contenders, blocks(kCheckpointBlocks));
   print_csv("checkpoint", contenders[0], 1e3);
   return print_bound("checkpoint", "newest of 10000 files (ms)", median(contenders[0].seconds) * 1e3, 100.0);
-}
-
-int64_t peak_memory_bytes() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("VmHWM:")) return std::strtoll(line.c_str() + 6, nullptr, 10) * 1024;
-  }
-  return 0;
-}
-
-// The peak is set back to what is in use, and looked at after a save.
-double memory_of_a_save(const fs::path& file, const Checkpoint& checkpoint) {
-  std::ofstream("/proc/self/clear_refs") << "5";
-  const int64_t before = peak_memory_bytes();
-  write_checkpoint(file, checkpoint, {});
-  return static_cast<double>(peak_memory_bytes() - before) / (1 << 20);
 }
 
 }  // namespace
@@ -200,17 +151,21 @@ bool checkpoint() {
   const Checkpoint saved = checkpoint_of(make_state());
   const fs::path file = folder / "checkpoint_0.pt";
   // The first save of the process: nothing is in buffers of an earlier one.
-  const double memory_mib = memory_of_a_save(file, saved);
+  const PeakMemory memory;
+  write_checkpoint(file, saved, {});
+  const double memory_mib = memory.added_mib();
   const StateDict live = clone(saved.module_interface_state);
   for (const StateDict::Entry& entry : live) entry.value.as_tensor().zero_();
   check_results(file, saved, live);
 
-  print_machine("checkpoint", "bytes=" + std::to_string(fs::file_size(file)) + " seed=1 warmup=1 blocks=" + std::to_string(kBlocks) + " dir=" + (folder / "").string());
+  print_machine("checkpoint", "bytes=" + std::to_string(fs::file_size(file)) + " seed=1 warmup=1 blocks=" + std::to_string(blocks(kCheckpointBlocks)) + " dir=" + (folder / "").string());
   print_csv_header("ms");
   bool ok = judge_writes(folder, saved);
   ok &= judge_reads(file, live);
   ok &= judge_newest(folder);
   ok &= print_bound("checkpoint", "memory added by a save (MiB)", memory_mib, 64.0);
+  ok &= judge_background_saves(folder);
+  if (!option("peers", "").empty()) ok &= judge_peers(folder, file, saved, live);
   return ok;
 }
 

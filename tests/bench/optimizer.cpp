@@ -120,10 +120,12 @@ bool optimizer() {
   require_same_loss();
   std::vector<Contender> contenders = {{"marlin_step", step_seconds<Fused>}, {"torch_step", step_seconds<Torch>},
                                        {"marlin_loop", loop_seconds<Fused>}, {"torch_loop", loop_seconds<Torch>}};
-  run_interleaved(contenders, kBlocks);
-  print_machine("optimizer", "seed=1 warmup=1 blocks=" + std::to_string(kBlocks) + " steps_per_block=" + std::to_string(kStepsOfABlock));
+  run_interleaved(contenders, blocks(kBlocks));
+  print_machine("optimizer", "seed=1 warmup=1 blocks=" + std::to_string(blocks(kBlocks)) + " steps_per_block=" + std::to_string(kStepsOfABlock));
   print_csv_header("us");
   for (const Contender& contender : contenders) print_csv("optimizer", contender, 1e6);
+  print_ratio("optimizer", "step marlin / torch", contenders[0], contenders[1]);
+  print_ratio("optimizer", "loop marlin / torch", contenders[2], contenders[3]);
   const bool step_holds = print_bound("optimizer", "step marlin / torch", median_ratio(contenders[0], contenders[1]), 0.25);
   const bool loop_holds = print_bound("optimizer", "loop marlin / torch", median_ratio(contenders[2], contenders[3]), 0.714);
   return step_holds && loop_holds;

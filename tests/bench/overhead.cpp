@@ -157,14 +157,15 @@ bool overhead() {
   require_same_parameters(loop, quiet, "plain", true);
   require_same_parameters(loop, with_bar, "with a bar", true);
   require_same_parameters(clipping_loop, clipping, "clipping", false);
-  run_interleaved(contenders, kBlocks);
+  run_interleaved(contenders, blocks(kBlocks));
   std::fclose(nowhere);
 
-  print_machine("overhead", "seed=1 warmup=2 blocks=" + std::to_string(kBlocks) + " steps_per_block=" + std::to_string(kSteps));
+  print_machine("overhead", "seed=1 warmup=2 blocks=" + std::to_string(blocks(kBlocks)) + " steps_per_block=" + std::to_string(kSteps));
   print_csv_header("us_per_step");
   for (const Contender& contender : contenders) print_csv("overhead", contender, 1e6);
-  std::printf("ratio,overhead,trainer_bar / hand_written,%.4f\n", median_ratio(contenders[2], contenders[0]));
-  std::printf("ratio,overhead,trainer_clip / hand_written_clip,%.4f\n", median_ratio(contenders[4], contenders[3]));
+  print_ratio("overhead", "trainer_bar / hand_written", contenders[2], contenders[0]);
+  print_ratio("overhead", "trainer_clip / hand_written_clip", contenders[4], contenders[3]);
+  print_ratio("overhead", "trainer / hand_written", contenders[1], contenders[0]);
   return print_bound("overhead", "trainer / hand_written", median_ratio(contenders[1], contenders[0]), 1.02);
 }
 
