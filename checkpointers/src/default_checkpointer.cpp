@@ -90,13 +90,17 @@ std::vector<OptionField<DefaultCheckpointerOptions>> DefaultCheckpointerOptions:
   };
 }
 
-DefaultCheckpointer::DefaultCheckpointer(DefaultCheckpointerOptions options, const HostContext& host, FileSystem& file_system)
-    : options_(std::move(options)), names_(options_.file_prefix, options_.file_ext), host_(host), file_system_(file_system) {
+DefaultCheckpointer::DefaultCheckpointer(DefaultCheckpointerOptions options, const HostContext& host)
+    : options_(std::move(options)), names_(options_.file_prefix, options_.file_ext), host_(host), file_system_(file_system_of(host)) {
   validate(options_, "checkpointer.");
   if (options_.keep_last == 1) {
     throw Error(Errc::kInvalidArgument, "checkpointer.keep_last: 1 is refused: if that file turned out broken, none would be left; give 2 or more, or 0 for all");
   }
   if (options_.save_dir.empty()) throw Error(Errc::kInvalidArgument, "checkpointer.save_dir: must not be empty; '.' is the working directory");
+  options_.save_dir = host.in_run_dir(options_.save_dir).string();
+  for (std::optional<std::string>* folder : {&options_.model_state_save_dir, &options_.load_dir}) {
+    if (is_set(*folder)) *folder = host.in_run_dir(**folder).string();
+  }
   set_schedule({.checkpoint = options_.checkpoint, .period = options_.period});
   set_name("default");
 }

@@ -123,4 +123,6 @@ std::vector<std::string> FileSystem::list(const fs::path& folder) const {
   return names;
 }
 
+FileSystem& file_system_of(const HostContext& host) noexcept { return host.file_system ? *host.file_system : posix_file_system(); }
+
 }  // namespace marlin

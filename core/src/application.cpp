@@ -9,6 +9,7 @@
 #include "marlin/checkpointers/default_checkpointer.h"
 #include "marlin/core/backends/sp_backend.h"
 #include "marlin/core/logging.h"
+#include "marlin/core/plugin_crashes.h"
 #include "marlin/core/plugin_host.h"
 #include "marlin/core/progress.h"
 #include "marlin/core/version.h"
@@ -23,6 +24,7 @@ struct LaunchOptions {
   std::string backend = "sp";
   std::vector<std::string> writers = {"stdout"};
   std::string plugin_path;
+  double plugin_slow_seconds = 5.0;
   std::string progress = "auto";
   std::string log_level = "INFO";
   std::string config;
@@ -35,6 +37,7 @@ struct LaunchOptions {
         option_field("backend", &O::backend, "How steps run: sp, or a plugin."),
         option_field("writers", &O::writers, "Where metrics go, separated by commas: stdout, jsonl, or plugins."),
         option_field("plugin_path", &O::plugin_path, "Folders to search for plugins first, separated by ':'."),
+        option_field("plugin_slow_seconds", &O::plugin_slow_seconds, "Warn while a call of a plugin takes longer.", {.unit = "seconds", .min = 0.001}),
         option_field("progress", &O::progress, "What is shown of a running epoch; auto: a bar on a terminal.", {.choices = {"auto", "bar", "plain", "off"}}),
         option_field("log_level", &O::log_level, "The least that is logged.", {.choices = {"DEBUG", "INFO", "WARNING", "ERROR", "OFF"}}),
         option_field("config", &O::config, "File to take flags from; those on the command line win."),
@@ -51,10 +54,6 @@ struct WriterOptions {
     return {option_field("dir", &WriterOptions::dir, "Folder for what writers write.")};
   }
 };
-
-bool is_built_in(const std::string& name, std::initializer_list<const char*> names) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
 
 // One program run: from the command line to the exit code.
 class Run {
@@ -98,22 +97,23 @@ class Run {
     launch_ = marlin::parse<LaunchOptions>(command_line_.preview(option_table<LaunchOptions>()));
     logger_ = make_console_logger(parse_log_level(launch_.log_level));
     host_.logger = logger_.get();
-    plugins_.emplace(split(launch_.plugin_path, ':'), host_);
+    plugins_.emplace(split(launch_.plugin_path, ':'), host_, launch_.plugin_slow_seconds);
     if (launch_.checkpointer.empty()) throw Error(Errc::kInvalidArgument, "--checkpointer: names none; to write nothing give --checkpointer.checkpoint false");
-    for (const std::string& name : launch_.checkpointer) checkpointers_.push_back(find_part(name, PluginKind::kCheckpointer, {"default"}, checkpointers_));
-    for (const std::string& name : launch_.writers) writers_.push_back(find_part(name, PluginKind::kWriter, {"stdout", "jsonl"}, writers_));
-    backend_ = find_part(launch_.backend, PluginKind::kBackend, {"sp"}, {});
+    for (const std::string& name : launch_.checkpointer) checkpointers_.push_back(find_part(name, PluginKind::kCheckpointer, checkpointers_));
+    for (const std::string& name : launch_.writers) writers_.push_back(find_part(name, PluginKind::kWriter, writers_));
+    backend_ = find_part(launch_.backend, PluginKind::kBackend, {});
   }
 
-  Part find_part(const std::string& name, PluginKind kind, std::initializer_list<const char*> built_in, const std::vector<Part>& before) {
+  Part find_part(const std::string& name, PluginKind kind, const std::vector<Part>& before) {
     Part part{name};
-    if (!is_built_in(name, built_in)) {
+    const std::vector<std::string>& built_in = built_in_names(kind);
+    if (std::find(built_in.begin(), built_in.end(), name) == built_in.end()) {
       try {
         part.plugin = &plugins_->load(name, kind);
       } catch (const Error& error) {
-        const std::vector<std::string> names(built_in.begin(), built_in.end());
-        const std::string close = nearest(name, names);
-        throw Error(error.code(), concat(error.what(), "; built in: ", join(names), close.empty() ? "" : " (did you mean " + close + "?)"));
+        if (!std::string_view(error.what()).starts_with("no plugin ")) throw;
+        const std::string close = nearest(name, built_in);
+        throw Error(error.code(), concat(error.what(), "; built in: ", join(built_in), close.empty() ? "" : " (did you mean " + close + "?)"));
       }
       part.name = part.plugin->name;
     }
@@ -244,6 +244,7 @@ int report(const std::string& message, int code) {
 }  // namespace
 
 int run_application(int argc, char** argv, const Application& application) {
+  report_plugin_crashes();
   std::optional<Run> run;
   const auto where = [&] { return run ? run->position() : std::string(); };
   try {

@@ -1,6 +1,5 @@
 #include "marlin/sdk/checkpointer.h"
 
-#include <exception>
 #include <utility>
 
 #include "marlin/sdk/error.h"
@@ -8,20 +7,6 @@
 
 namespace marlin {
 namespace {
-
-// Whatever a hook throws reaches the caller as an Error of ours: a type of the plugin's own must not cross the seam.
-template <class Call>
-auto guarded(const std::string& name, const char* call, Call&& body) -> decltype(body()) {
-  try {
-    return body();
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    throw Error(Errc::kPlugin, concat("checkpointer '", name, "': ", call, " failed: ", error.what()));
-  } catch (...) {
-    throw Error(Errc::kPlugin, concat("checkpointer '", name, "': ", call, " failed with an exception of unknown type"));
-  }
-}
 
 bool is_triggered(const SaveSchedule& schedule, const SavePoint& point) {
   if (point.unit == Unit::kEpoch && point.index % schedule.period == 0) return true;
@@ -50,10 +35,15 @@ std::vector<OptionField<SaveSchedule>> SaveSchedule::option_fields() {
   };
 }
 
-AbstractCheckpointer::AbstractCheckpointer() = default;
+AbstractCheckpointer::AbstractCheckpointer() { set_name("checkpointer"); }
 AbstractCheckpointer::~AbstractCheckpointer() = default;
 
-void AbstractCheckpointer::set_name(std::string name) { name_ = std::move(name); }
+void AbstractCheckpointer::set_name(std::string name) {
+  name_ = std::move(name);
+  seam_ = std::make_shared<const Seam>(concat("checkpointer '", name_, "'"));
+}
+
+void AbstractCheckpointer::set_seam(std::shared_ptr<const Seam> seam) { seam_ = std::move(seam); }
 
 void AbstractCheckpointer::set_schedule(const SaveSchedule& schedule) {
   validate(schedule, "checkpointer.");
@@ -63,21 +53,21 @@ void AbstractCheckpointer::set_schedule(const SaveSchedule& schedule) {
 void AbstractCheckpointer::open(const RunStart& start) {
   if (!schedule_.checkpoint) return;
   closed_ = false;
-  guarded(name_, "open", [&] { do_open(start); });
+  seam_->call("open", Seam::Watch::kCall, [&] { do_open(start); });
 }
 
 bool AbstractCheckpointer::due(const SavePoint& point) const {
   if (!schedule_.checkpoint) return false;
   if (point.force) return true;
-  if (!guarded(name_, "also_when", [&] { return is_triggered(schedule_, point); })) return false;
-  return guarded(name_, "is_due", [&] { return is_due(point); });
+  if (!seam_->call("also_when", Seam::Watch::kNothing, [&] { return is_triggered(schedule_, point); })) return false;
+  return seam_->call("is_due", Seam::Watch::kNothing, [&] { return is_due(point); });
 }
 
 std::vector<std::string> AbstractCheckpointer::save(const Checkpoint& checkpoint, const SavePoint& point) {
   check_index(name_, "save", point.index);
   if (!schedule_.checkpoint) return {};
   closed_ = false;
-  return guarded(name_, "save", [&] { return do_save(checkpoint, point); });
+  return seam_->call("save", Seam::Watch::kCall, [&] { return do_save(checkpoint, point); });
 }
 
 std::vector<std::string> AbstractCheckpointer::save(const Checkpoint& checkpoint, int64_t index, bool force) {
@@ -93,25 +83,25 @@ std::vector<std::string> AbstractCheckpointer::save_model(const StateDict& model
   check_index(name_, "save_model", index);
   if (!schedule_.checkpoint) return {};
   closed_ = false;
-  return guarded(name_, "save_model", [&] { return do_save_model(model_state, index); });
+  return seam_->call("save_model", Seam::Watch::kCall, [&] { return do_save_model(model_state, index); });
 }
 
 bool AbstractCheckpointer::has_model(int64_t index) const {
-  return guarded(name_, "has_model", [&] { return do_has_model(index); });
+  return seam_->call("has_model", Seam::Watch::kNothing, [&] { return do_has_model(index); });
 }
 
 bool AbstractCheckpointer::wants_load() const {
-  return guarded(name_, "wants_load", [&] { return do_wants_load(); });
+  return seam_->call("wants_load", Seam::Watch::kNothing, [&] { return do_wants_load(); });
 }
 
 Checkpoint AbstractCheckpointer::load(const LoadRequest& request) {
-  return guarded(name_, "load", [&] { return do_load(request); });
+  return seam_->call("load", Seam::Watch::kCall, [&] { return do_load(request); });
 }
 
 void AbstractCheckpointer::close() {
   if (closed_) return;
   closed_ = true;
-  guarded(name_, "close", [&] { do_close(); });
+  seam_->call("close", Seam::Watch::kCall, [&] { do_close(); });
 }
 
 void AbstractCheckpointer::do_open(const RunStart&) {}

@@ -115,6 +115,11 @@ std::vector<std::string> Options::list_value(std::string_view name) const { retu
 
 namespace detail {
 
+void throw_missing_fields(const std::type_info& type, size_t listed, size_t fields) {
+  throw Error(Errc::kInvalidArgument, concat("the option table of ", demangled(type), " lists ", listed, " of its ", fields,
+                                             " fields; add the others to option_fields(), or count those without an option in kFieldsWithoutOption"));
+}
+
 std::string option_text(bool value) { return value ? "true" : "false"; }
 std::string option_text(int64_t value) { return std::to_string(value); }
 std::string option_text(const std::string& value) { return value; }

@@ -1,6 +1,10 @@
 #include "marlin/sdk/text.h"
 
+#include <cxxabi.h>
+
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
 
 namespace marlin {
 namespace {
@@ -40,6 +44,26 @@ std::vector<std::string> split(std::string_view text, char separator) {
     text.remove_prefix(std::min(end + 1, text.size()));
   }
   return parts;
+}
+
+std::string one_line(std::string_view text) {
+  constexpr char kHex[] = "0123456789abcdef";
+  std::string result;
+  result.reserve(text.size());
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '\n') result += "\\n";
+    else if (c == '\r') result += "\\r";
+    else if ((byte < 0x20 && c != '\t') || byte == 0x7f) (result += "\\x") += {kHex[byte >> 4], kHex[byte & 15]};
+    else result += c;
+  }
+  return result;
+}
+
+std::string demangled(const std::type_info& type) {
+  int status = 0;
+  const std::unique_ptr<char, void (*)(void*)> name(abi::__cxa_demangle(type.name(), nullptr, nullptr, &status), &std::free);
+  return name ? name.get() : type.name();
 }
 
 std::string nearest(std::string_view word, const std::vector<std::string>& candidates) {

@@ -43,5 +43,6 @@ bool print_bound(const std::string& bench_case, const std::string& what, double 
 bool checkpoint();
 bool overhead();
 bool optimizer();
+bool plugin();
 
 }  // namespace marlin::bench

@@ -9,7 +9,6 @@
 #include <unordered_map>
 
 #include "cli/config_file.h"
-#include "logging/one_line.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
 

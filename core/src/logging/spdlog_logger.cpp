@@ -7,7 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include "logging/one_line.h"
 #include "marlin/core/logging.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"

@@ -39,13 +39,13 @@ class KeepLastTest : public ::testing::Test {
     options_.keep_last = 2;
   }
   void save(int64_t index, Unit unit = Unit::kEpoch) {
-    DefaultCheckpointer checkpointer(options_, HostContext{&logger_}, fs_);
+    DefaultCheckpointer checkpointer(options_, HostContext{.logger = &logger_, .file_system = &fs_});
     SavePoint point;
     point.index = index;
     point.unit = unit;
     checkpointer.save(state_at(index), point);
   }
-  void save_model(int64_t index) { DefaultCheckpointer(options_, HostContext{&logger_}, fs_).save_model(state_at(index).module_interface_state, index); }
+  void save_model(int64_t index) { DefaultCheckpointer(options_, HostContext{.logger = &logger_, .file_system = &fs_}).save_model(state_at(index).module_interface_state, index); }
   [[nodiscard]] std::vector<std::string> names() const { return names_in(folder_.path()); }
 
   TempFolder folder_;

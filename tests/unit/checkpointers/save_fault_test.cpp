@@ -47,7 +47,7 @@ class SavingRun {
     options_.save_dir = folder_.text();
     options_.load_dir = options_.save_dir;
     options_.keep_last = 2;
-    for (const int64_t epoch : {1, 2}) checkpointer_.emplace(options_, HostContext{&logger}, fs).save(state_at(epoch, num_floats_), epoch);
+    for (const int64_t epoch : {1, 2}) checkpointer_.emplace(options_, HostContext{.logger = &logger, .file_system = &fs}).save(state_at(epoch, num_floats_), epoch);
     before_ = fs.log().size();
   }
   void save() { checkpointer_->save(state_at(3, num_floats_), 3); }

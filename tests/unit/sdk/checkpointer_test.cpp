@@ -93,7 +93,7 @@ TEST(AbstractCheckpointerTest, RefusesANegativeIndex) {
 TEST(AbstractCheckpointerTest, TurnsWhateverAHookThrowsIntoAnErrorThatNamesItAndTheCall) {
   Throwing checkpointer;
   checkpointer.set_name("mine");
-  EXPECT_THAT([&] { (void)checkpointer.save({}, 0); }, ThrowsError(Errc::kPlugin, AllOf(HasSubstr("'mine'"), HasSubstr("save failed with an exception of unknown type"))));
+  EXPECT_THAT([&] { (void)checkpointer.save({}, 0); }, ThrowsError(Errc::kPlugin, AllOf(HasSubstr("'mine'"), HasSubstr("save failed with an exception of type marlin::(anonymous namespace)::OfItsOwn, which is no std::exception"))));
   EXPECT_THAT([&] { (void)checkpointer.save_model({}, 0); }, ThrowsError(Errc::kPlugin, HasSubstr("save_model failed: disk on fire")));
   EXPECT_THAT([&] { (void)checkpointer.load(); }, ThrowsError(Errc::kCorrupt, HasSubstr("broken file"))) << "an Error of ours keeps its code";
 }

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <functional>
+
 #include "marlin/sdk/error.h"
 
 namespace marlin {
@@ -42,6 +44,21 @@ TEST(OptionsTest, DefaultsComeFromTheStructAndReadBackEqual) {
   EXPECT_EQ(sample.name, std::nullopt);
   EXPECT_EQ(sample.parts, (std::vector<std::string>{"a", "b"}));
   EXPECT_FALSE(options.given("period"));
+}
+
+struct Forgetful {
+  int64_t period = 1;
+  std::string name = "x";
+  std::function<void()> callback = {};
+
+  static std::vector<OptionField<Forgetful>> option_fields() { return {option_field("period", &Forgetful::period, "Every so often.")}; }
+  static constexpr size_t kFieldsWithoutOption = 1;
+};
+
+TEST(OptionsTest, AFieldThatTheTableLacksIsToldOf) {
+  EXPECT_EQ(message_of([] { (void)option_table<Forgetful>(); }),
+            "the option table of marlin::(anonymous namespace)::Forgetful lists 1 of its 2 fields; add the others to option_fields(), or count those without an option "
+            "in kFieldsWithoutOption");
 }
 
 TEST(OptionsTest, RefusesWhatIsOutOfRangeAndNamesTheFlag) {

@@ -17,7 +17,7 @@ namespace marlin {
 
 /// When and where DefaultCheckpointer writes, and what it loads. Plain data.
 /// @par Source pymarlin DefaultCheckpointerArguments, same names. Differs: `file_prefix` is "checkpoint" (pymarlin: "model"),
-/// `save_dir` is relative to the working directory at the time of saving.
+/// `save_dir` is relative to the host's run_dir or, if that is empty, to the working directory at the time of saving.
 struct MARLIN_ABI DefaultCheckpointerOptions {
   bool checkpoint = true;                    ///< Master switch for both kinds of file. On the command line the host's option.
   int64_t period = 1;                        ///< Save when index % period == 0. Unit: epochs. Range: >= 1. The host's option, too.
@@ -36,6 +36,7 @@ struct MARLIN_ABI DefaultCheckpointerOptions {
 
   /// Without `checkpoint` and `period`, which every checkpointer has from the host. The rest of SaveSchedule: set_schedule().
   static std::vector<OptionField<DefaultCheckpointerOptions>> option_fields();
+  static constexpr size_t kFieldsWithoutOption = 2;
 };
 
 /// One `.pt` file per checkpoint, `<file_prefix>_<epoch>.<file_ext>`, and the bare model as `<file_prefix>_model_<epoch>.<file_ext>`;
@@ -52,8 +53,8 @@ struct MARLIN_ABI DefaultCheckpointerOptions {
 class MARLIN_ABI DefaultCheckpointer : public AbstractCheckpointer {
  public:
   /// @throws Error kInvalidArgument: an option is out of its range.
-  /// @param file_system  what it writes and removes files with; lives longer than the checkpointer.
-  explicit DefaultCheckpointer(DefaultCheckpointerOptions options = {}, const HostContext& host = {}, FileSystem& file_system = posix_file_system());
+  /// @param host  relative folders of the options start from its run_dir; its file_system is what files are written and removed with.
+  explicit DefaultCheckpointer(DefaultCheckpointerOptions options = {}, const HostContext& host = {});
   ~DefaultCheckpointer() override;
 
   [[nodiscard]] const DefaultCheckpointerOptions& options() const noexcept { return options_; }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "marlin/sdk/abi.h"
+#include "marlin/sdk/host.h"
 
 namespace marlin {
 
@@ -97,6 +98,9 @@ class MARLIN_ABI FileSystem {
 
 /// The operating system's. Lives as long as the process.
 [[nodiscard]] MARLIN_ABI FileSystem& posix_file_system() noexcept;
+
+/// What the host gives a plugin to write files with: host.file_system or, if it is null, the operating system's.
+[[nodiscard]] MARLIN_ABI FileSystem& file_system_of(const HostContext& host) noexcept;
 
 /// What is still to be written does not fit: Error kIo, "cannot write <path>: No space left on device (...)".
 [[noreturn]] MARLIN_ABI void throw_no_space(const std::filesystem::path& path, uint64_t needed_bytes, uint64_t free_bytes);

@@ -12,12 +12,10 @@
 #include "marlin/sdk/host.h"
 #include "marlin/sdk/options.h"
 #include "marlin/sdk/plugin.h"
+#include "marlin/sdk/seam.h"
 #include "marlin/sdk/writer.h"
 
 namespace marlin {
-
-enum class PluginKind : uint8_t { kCheckpointer, kBackend, kWriter };
-[[nodiscard]] MARLIN_ABI const char* to_string(PluginKind kind) noexcept;  ///< "checkpointer", "backend" or "writer"
 
 /// A plugin that passed every check.
 struct LoadedPlugin {
@@ -27,17 +25,27 @@ struct LoadedPlugin {
   PluginKind kind = PluginKind::kCheckpointer;
   OptionTable options;  ///< The plugin's own; those that every checkpointer has from the host are not in it.
   const PluginDescriptor* descriptor = nullptr;
+
+  [[nodiscard]] std::string title() const { return "plugin '" + name + "' (" + file + ")"; }  ///< As messages name it.
 };
+
+/// Names that plugins of a kind cannot have: "default" of checkpointers, say.
+[[nodiscard]] MARLIN_ABI const std::vector<std::string>& built_in_names(PluginKind kind);
+
+class CallWatch;
 
 /// Loads plugins and makes things with them. It outlives what it makes. One thread at a time.
 ///
 /// A library that was loaded stays loaded for the life of the process, also one that was refused afterwards.
-/// Every Error is of code kPlugin; its one line says what, which file, why, and what to do.
+/// Every Error is of code kPlugin or, if a plugin threw an Error, of its code; its one line says what, which file, why, and what to do.
+/// What a plugin makes is guarded: whatever it throws becomes an Error that names plugin, file and call; a call that takes long is
+/// warned about while it lasts; and the working folder is changed back if a call changed it.
 class MARLIN_ABI PluginHost {
  public:
   /// Folders searched for a plain name, in this order: those given, those of the environment's MARLIN_PLUGIN_PATH (separated
   /// by ':'), and marlin/plugins beside the libmarlin.so that is running.
-  PluginHost(std::vector<std::string> plugin_path, HostContext context);
+  /// @param slow_call_seconds  a call that takes longer is warned about. Unit: seconds.
+  PluginHost(std::vector<std::string> plugin_path, HostContext context, double slow_call_seconds = 5.0);
   PluginHost(const PluginHost&) = delete;
   PluginHost& operator=(const PluginHost&) = delete;
   ~PluginHost();
@@ -61,9 +69,13 @@ class MARLIN_ABI PluginHost {
 
  private:
   [[nodiscard]] std::string find(const std::string& name) const;
+  [[nodiscard]] const LoadedPlugin* loaded_before(const std::string& file, const std::string& name, PluginKind wanted) const;
+  [[nodiscard]] std::shared_ptr<const Seam> seam_of(const LoadedPlugin& plugin) const;
+  template <class Make> auto* made(const LoadedPlugin& plugin, PluginKind kind, const char* call, Make make, const Options& options);
 
   std::vector<std::string> folders_;
   HostContext context_;
+  std::unique_ptr<CallWatch> watch_;
   std::vector<std::unique_ptr<LoadedPlugin>> loaded_;
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "marlin/sdk/abi.h"
 #include "marlin/sdk/checkpoint.h"
 #include "marlin/sdk/options.h"
+#include "marlin/sdk/seam.h"
 
 namespace marlin {
 
@@ -41,6 +43,7 @@ struct MARLIN_ABI SaveSchedule {
   /// From C++ only.
   std::function<bool(const SavePoint&)> also_when = {};
 
+  static constexpr size_t kFieldsWithoutOption = 1;
   static std::vector<OptionField<SaveSchedule>> option_fields();
 };
 
@@ -67,6 +70,8 @@ class MARLIN_ABI AbstractCheckpointer {
   /// The name under which it was asked for, used in messages. Default "checkpointer".
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
   void set_name(std::string name);
+  /// How its calls are named and watched from now on: the host's, for what a plugin made. Default: Seam("checkpointer '<name>'").
+  void set_seam(std::shared_ptr<const Seam> seam);
 
   [[nodiscard]] const SaveSchedule& schedule() const noexcept { return schedule_; }
   /// @throws Error kInvalidArgument if a field is out of its range; the schedule is then as it was.
@@ -111,7 +116,8 @@ class MARLIN_ABI AbstractCheckpointer {
   virtual void do_close();                                                         ///< Default: nothing.
 
  private:
-  std::string name_ = "checkpointer";
+  std::string name_;
+  std::shared_ptr<const Seam> seam_;
   SaveSchedule schedule_;
   bool closed_ = false;
 };

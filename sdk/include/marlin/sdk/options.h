@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <typeinfo>
 #include <vector>
 
 #include "marlin/sdk/abi.h"
@@ -119,7 +120,7 @@ struct OptionField {
   std::function<std::optional<std::string>(const S&)> text;  ///< The field's value as it would be typed; unset: none.
 };
 
-/// The table of a struct is a static function of it:
+/// The table of a struct is a static function of it, and lists every field:
 /// @code static std::vector<OptionField<Mine>> option_fields() { return {option_field("lr", &Mine::lr, "Learning rate.")}; } @endcode
 template <class S, class T>
 [[nodiscard]] OptionField<S> option_field(std::string name, T S::* member, std::string help, OptionLimits limits = {}) {
@@ -150,10 +151,35 @@ template <class S, class T>
           }};
 }
 
+namespace detail {
+struct AnyField {
+  template <class T> operator T() const noexcept;  // never called
+};
+template <class S, class... Fields>
+consteval size_t num_fields() {
+  if constexpr (requires { S{Fields{}..., AnyField{}}; }) return num_fields<S, Fields..., AnyField>();
+  else return sizeof...(Fields);
+}
+[[noreturn]] MARLIN_ABI void throw_missing_fields(const std::type_info& type, size_t listed, size_t fields);
+
+// A field that was forgotten would be one that nobody can set. (A struct that has bases or constructors cannot be counted.)
+template <class S>
+void check_all_listed(const std::vector<OptionField<S>>& listed) {
+  if constexpr (std::is_aggregate_v<S>) {
+    size_t fields = num_fields<S>();
+    if constexpr (requires { S::kFieldsWithoutOption; }) fields -= S::kFieldsWithoutOption;
+    if (listed.size() < fields) throw_missing_fields(typeid(S), listed.size(), fields);
+  }
+}
+}  // namespace detail
+
 /// The option table of S; defaults are those of `defaults`.
+/// @throws Error kInvalidArgument: S is an aggregate of which a field is not listed. Fields that shall have no option are counted in
+///   a `static constexpr size_t kFieldsWithoutOption` of S.
 template <class S>
 [[nodiscard]] OptionTable option_table(const S& defaults = S{}) {
   OptionTable table;
+  detail::check_all_listed<S>(S::option_fields());
   for (OptionField<S>& field : S::option_fields()) {
     field.spec.default_value = field.text(defaults);
     table.push_back(std::move(field.spec));

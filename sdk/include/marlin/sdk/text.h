@@ -4,6 +4,7 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <typeinfo>
 #include <vector>
 
 #include "marlin/sdk/abi.h"
@@ -23,6 +24,12 @@ template <class... Args>
 
 /// The parts between separators; nothing for an empty text, and none after a separator that ends it.
 [[nodiscard]] MARLIN_ABI std::vector<std::string> split(std::string_view text, char separator);
+
+/// `text` with line ends and other control characters written as escapes (`\n`, `\r`, `\x1b`); tabs stay.
+[[nodiscard]] MARLIN_ABI std::string one_line(std::string_view text);
+
+/// The name of a type as it is written in a program: "std::runtime_error".
+[[nodiscard]] MARLIN_ABI std::string demangled(const std::type_info& type);
 
 /// The candidate that differs from `word` by the fewest typing mistakes (insert, delete, replace, swap of neighbours);
 /// empty if none comes near enough to be meant.

@@ -1,0 +1,78 @@
+#include "guarded_parts.h"
+
+#include <utility>
+
+namespace marlin {
+namespace {
+
+using Watch = Seam::Watch;
+
+class GuardedWriter final : public Writer {
+ public:
+  GuardedWriter(std::shared_ptr<const Seam> seam, std::unique_ptr<Writer> writer) : seam_(std::move(seam)), writer_(std::move(writer)) {}
+
+  void open() override {
+    seam_->call("open", Watch::kCall, [&] { writer_->open(); });
+  }
+  void write(const MetricsEvent& event) override {
+    seam_->call("write", Watch::kCall, [&] { writer_->write(event); });
+  }
+  void flush() override {
+    seam_->call("flush", Watch::kCall, [&] { writer_->flush(); });
+  }
+
+ private:
+  std::shared_ptr<const Seam> seam_;
+  std::unique_ptr<Writer> writer_;
+};
+
+class GuardedBackend final : public TrainerBackend {
+ public:
+  GuardedBackend(std::shared_ptr<const Seam> seam, std::unique_ptr<TrainerBackend> backend) : seam_(std::move(seam)), epochs_(seam_->title()), backend_(std::move(backend)) {}
+
+  void init(const BackendSetup& setup) override {
+    call("init", [&] { backend_->init(setup); });
+  }
+  EpochResult train(DataLoader& loader, int64_t epoch, int64_t steps_done, StepListener& listener) override {
+    return epochs_.call("train", Watch::kNothing, [&] { return backend_->train(loader, epoch, steps_done, listener); });
+  }
+  EpochResult validate(DataLoader& loader, const std::string& name, int64_t epoch, StepListener& listener) override {
+    return epochs_.call("validate", Watch::kNothing, [&] { return backend_->validate(loader, name, epoch, listener); });
+  }
+  int64_t global_step_completed() const override {
+    return call("global_step_completed", [&] { return backend_->global_step_completed(); });
+  }
+  int64_t batches_completed() const override {
+    return call("batches_completed", [&] { return backend_->batches_completed(); });
+  }
+  StateDict get_state() const override {
+    return call("get_state", [&] { return backend_->get_state(); });
+  }
+  std::vector<std::string> differences(const StateDict& state) const override {
+    return call("differences", [&] { return backend_->differences(state); });
+  }
+  void update_state(const StateDict& state) override {
+    call("update_state", [&] { backend_->update_state(state); });
+  }
+
+ private:
+  template <class Body>
+  std::invoke_result_t<Body> call(const char* name, Body&& body) const {
+    return seam_->call(name, Watch::kNothing, body);
+  }
+  std::shared_ptr<const Seam> seam_;
+  Seam epochs_;  // much of what runs in there is the module's and the listener's, so their Errors and crashes are not the plugin's
+  std::unique_ptr<TrainerBackend> backend_;
+};
+
+}  // namespace
+
+std::unique_ptr<Writer> guarded_writer(std::shared_ptr<const Seam> seam, std::unique_ptr<Writer> writer) {
+  return std::make_unique<GuardedWriter>(std::move(seam), std::move(writer));
+}
+
+std::unique_ptr<TrainerBackend> guarded_backend(std::shared_ptr<const Seam> seam, std::unique_ptr<TrainerBackend> backend) {
+  return std::make_unique<GuardedBackend>(std::move(seam), std::move(backend));
+}
+
+}  // namespace marlin

@@ -1,0 +1,14 @@
+#include "marlin/sdk/plugin.h"
+
+namespace marlin {
+
+const char* to_string(PluginKind kind) noexcept {
+  switch (kind) {
+    case PluginKind::kCheckpointer: return "checkpointer";
+    case PluginKind::kBackend: return "backend";
+    case PluginKind::kWriter: return "writer";
+  }
+  return "unknown";
+}
+
+}  // namespace marlin
