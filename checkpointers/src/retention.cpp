@@ -13,7 +13,7 @@ namespace {
 
 using Form = CheckpointNames::Form;
 
-bool can_be_opened(const fs::path& file) {
+bool is_archive(const fs::path& file) {
   try {
     ArchiveReader(file, Verify::kOff);
     return true;
@@ -45,7 +45,8 @@ FilesByAge files_by_age(const fs::path& folder, const CheckpointNames& names) {
   return {sorted(found[0]), sorted(found[1])};
 }
 
-KeepPlan plan_keep_last(const std::vector<fs::path>& newest_first, int64_t keep_last, const fs::path& just_written) {
+KeepPlan plan_keep_last(const std::vector<fs::path>& newest_first, int64_t keep_last, const fs::path& just_written,
+                        const std::function<bool(const fs::path&)>& can_be_opened) {
   KeepPlan plan;
   if (!just_written.empty()) plan.kept.push_back(just_written);
   for (const fs::path& file : newest_first) {
@@ -53,7 +54,7 @@ KeepPlan plan_keep_last(const std::vector<fs::path>& newest_first, int64_t keep_
     if (static_cast<int64_t>(plan.kept.size()) >= keep_last) {
       plan.surplus.push_back(file);
     } else {
-      (can_be_opened(file) ? plan.kept : plan.unopened).push_back(file);
+      ((can_be_opened ? can_be_opened(file) : is_archive(file)) ? plan.kept : plan.unopened).push_back(file);
     }
   }
   std::reverse(plan.surplus.begin(), plan.surplus.end());

@@ -5,9 +5,9 @@
 #include "command.h"
 #include "contents.h"
 #include "marlin/checkpointers/archive.h"
+#include "marlin/checkpointers/safetensors.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
-#include "safetensors.h"
 #include "text.h"
 
 namespace marlin::ckpt {
@@ -35,8 +35,8 @@ struct Flat {
 };
 
 // Values there are texts.
-TextPairs metadata_of(const StateDict& root, const std::optional<CommitRecord>& record) {
-  TextPairs metadata = {{"format", "pt"}};  // so that Python's readers know whose tensors these are
+SafetensorsMetadata metadata_of(const StateDict& root, const std::optional<CommitRecord>& record) {
+  SafetensorsMetadata metadata = {{"format", "pt"}};  // so that Python's readers know whose tensors these are
   if (!record) return metadata;
   const Summary summary = summarise(root, record);
   metadata.emplace_back("kind", summary.kind);
@@ -81,7 +81,7 @@ int run(const Arguments& arguments) {
   const uint64_t num_tensors = flat.tensors.size();
   uint64_t size = 0;
   try {
-    size = write_safetensors(out, std::move(flat.tensors), metadata_of(archive.root, archive.record));
+    size = write_safetensors(out, std::move(flat.tensors), metadata_of(archive.root, archive.record), Hashes::kNone).size_bytes;
   } catch (const Error& error) {
     if (error.code() != Errc::kUnsupported) throw;
     throw Error(error.code(), concat(file.string(), ": ", error.what()));

@@ -75,7 +75,8 @@ class Package:
         """Files are where they belong, and nothing points back into the build."""
         emptied(self.work)
         run("cmake", "--install", self.build, "--prefix", self.prefix, folder=self.work)
-        for name in ["bin/digits", "bin/marlin-ckpt", "share/marlin/digits.csv", "lib/libmarlin_sdk.so", "lib/libmarlin_checkpointers.so", "lib/libmarlin.so"]:
+        for name in ["bin/digits", "bin/marlin-ckpt", "share/marlin/digits.csv", "lib/libmarlin_sdk.so", "lib/libmarlin_checkpointers.so", "lib/libmarlin.so",
+                     "lib/marlin/plugins/libsafetensors.so"]:
             expect((self.prefix / name).is_file(), f"{name} to be installed")
 
         public = {header.relative_to(folder) for part in ("sdk", "checkpointers", "core")

@@ -27,6 +27,7 @@ std::string_view require(const ZipReader& zip, const char* name) {
 // Tells files of other kinds from broken ones before anything else is looked at.
 std::span<const std::byte> refuse_others(std::span<const std::byte> file) {
   constexpr std::string_view kLegacyMagic = "\x80\x02\x8a\x0a";
+  if (file.empty()) corrupt("zip directory", "the file is empty");
   const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
   if (!text.starts_with(kLegacyMagic)) return file;
   unsupported("zip directory", "written in torch.save's format from before PyTorch 1.6; load it in Python and save it again");

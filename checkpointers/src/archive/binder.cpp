@@ -1,13 +1,12 @@
 #include "archive/binder.h"
 
 #include <ATen/ops/empty.h>
-#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
-#include <cstring>
 #include <unordered_map>
 #include <utility>
 
+#include "archive/mapped_storage.h"
 #include "archive/report.h"
 #include "archive/scalar_types.h"
 #include "archive/zip_format.h"
@@ -37,7 +36,6 @@ class Binder {
   std::vector<Value> items(const PickleList& list);
   at::Tensor tensor(const PickleTensor& tensor);
   const Bound& storage_of(const PickleTensor& tensor);
-  [[nodiscard]] c10::Storage make_storage(const ZipRecord& record) const;
 
   std::shared_ptr<const MappedFile> file_;
   const ZipReader& zip_;
@@ -117,20 +115,7 @@ const Binder::Bound& Binder::storage_of(const PickleTensor& tensor) {
   const auto item_size = static_cast<uint64_t>(dtype_info(tensor.storage.dtype).item_size);
   if (record->size < said || record->size - said >= item_size) corrupt(where, concat("is of ", record->size, " bytes, data.pkl says ", said));
   const auto found = storages_.find(key);
-  return found != storages_.end() ? found->second : storages_.emplace(key, Bound{make_storage(*record), record}).first->second;
-}
-
-c10::Storage Binder::make_storage(const ZipRecord& record) const {
-  using Owner = std::shared_ptr<const MappedFile>;
-  std::byte* data = file_->bytes().data() + record.data;
-  const bool aligned = reinterpret_cast<uintptr_t>(data) % kAlignment == 0;
-  if (record.size == 0 || !aligned) {
-    c10::Storage copy(c10::Storage::use_byte_size_t(), record.size, c10::GetCPUAllocator()->allocate(record.size), c10::GetCPUAllocator(), true);
-    if (record.size > 0) std::memcpy(copy.mutable_data(), data, record.size);
-    return copy;
-  }
-  const auto release = [](void* owner) { delete static_cast<Owner*>(owner); };
-  return {c10::Storage::use_byte_size_t(), record.size, at::DataPtr(data, new Owner(file_), release, at::kCPU)};
+  return found != storages_.end() ? found->second : storages_.emplace(key, Bound{storage_in(file_, record->data, record->size, kAlignment), record}).first->second;
 }
 
 }  // namespace

@@ -35,14 +35,16 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
   if (::fstat(file, &status) != 0) fail("stat", errno);
   if (S_ISDIR(status.st_mode)) fail("open", EISDIR);
   if (!S_ISREG(status.st_mode)) throw Error(Errc::kIo, "open: not a regular file");
-  if (status.st_size == 0) throw Error(Errc::kCorrupt, "zip directory: the file is empty");
+  if (status.st_size == 0) return;
   const auto size = static_cast<size_t>(status.st_size);
   void* start = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file, 0);
   if (start == MAP_FAILED) fail("mmap", errno);
   bytes_ = {static_cast<std::byte*>(start), size};
 }
 
-MappedFile::~MappedFile() { ::munmap(bytes_.data(), bytes_.size()); }
+MappedFile::~MappedFile() {
+  if (!bytes_.empty()) ::munmap(bytes_.data(), bytes_.size());
+}
 
 void bring_in(std::span<const std::byte> bytes) {
 #ifdef MADV_POPULATE_READ

@@ -11,7 +11,7 @@ namespace marlin::archive {
 /// removed meanwhile.
 class MappedFile {
  public:
-  /// @throws Error kNotFound, kIo, kCorrupt (empty); the text is the reason alone.
+  /// @throws Error kNotFound, kIo; the text is the reason alone.
   explicit MappedFile(const std::filesystem::path& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;

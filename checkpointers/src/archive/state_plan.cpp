@@ -89,18 +89,9 @@ void Planner::text(const std::string& text) const {
 }
 
 void Planner::tensor(at::Tensor tensor) {
-  if (!tensor.defined()) refuse("an undefined tensor");
-  if (tensor.is_quantized()) refuse("a quantised tensor; dequantise it first");
-  if (tensor.is_nested()) refuse("a nested tensor");
-  if (tensor.layout() != at::kStrided) refuse(concat("a tensor of layout ", tensor.layout(), ", not a dense one; use to_dense() first"));
-  if (tensor.is_meta() || tensor._is_zerotensor() || !tensor.has_storage()) refuse("a tensor without memory of its own");
+  if (const std::string why = unwritable(tensor); !why.empty()) refuse(why);
   if (!dtype_of(tensor.scalar_type())) refuse(concat("a tensor of type ", tensor.scalar_type()));
   tensor = tensor.resolve_conj().resolve_neg();
-  const auto item_size = static_cast<size_t>(tensor.element_size());
-  const auto offset = static_cast<size_t>(tensor.storage_offset());
-  if (at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), item_size, offset) > tensor.storage().nbytes() && tensor.numel() > 0) {
-    refuse("a tensor whose storage was freed or shortened");
-  }
   const size_t storage = storage_of(tensor);
   plan_.tensors.push_back({std::move(tensor), storage});
 }
@@ -118,6 +109,20 @@ size_t Planner::storage_of(const at::Tensor& tensor) {
 }
 
 }  // namespace
+
+std::string unwritable(const at::Tensor& tensor) {
+  if (!tensor.defined()) return "an undefined tensor";
+  if (tensor.is_quantized()) return "a quantised tensor; dequantise it first";
+  if (tensor.is_nested()) return "a nested tensor";
+  if (tensor.layout() != at::kStrided) return concat("a tensor of layout ", tensor.layout(), ", not a dense one; use to_dense() first");
+  if (tensor.is_meta() || tensor._is_zerotensor() || !tensor.has_storage()) return "a tensor without memory of its own";
+  const auto item_size = static_cast<size_t>(tensor.element_size());
+  const auto offset = static_cast<size_t>(tensor.storage_offset());
+  if (at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), item_size, offset) > tensor.storage().nbytes() && tensor.numel() > 0) {
+    return "a tensor whose storage was freed or shortened";
+  }
+  return {};
+}
 
 StatePlan plan_state(const StateDict& root) { return Planner().plan(root); }
 

@@ -30,6 +30,9 @@ struct StatePlan {
   std::vector<PlannedStorage> storages;
 };
 
+/// Why a tensor cannot be written to a file of any form, as messages have it; empty: it can.
+[[nodiscard]] std::string unwritable(const at::Tensor& tensor);
+
 /// Walks the state and checks that all of it can be written. Order: entries, then attributes, depth first.
 /// @throws Error kUnsupported that names the entry, e.g. "trainer_state.optimizers.0.state.3.exp_avg: a sparse tensor ...".
 [[nodiscard]] StatePlan plan_state(const StateDict& root);

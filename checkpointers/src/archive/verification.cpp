@@ -8,6 +8,18 @@
 
 namespace marlin::archive {
 
+Hash128 hash_in_memory(std::span<const std::byte> bytes) {
+  constexpr size_t kPiece = size_t{1} << 20;
+  Hasher hasher;
+  while (!bytes.empty()) {
+    const auto piece = bytes.first(std::min(kPiece, bytes.size()));
+    bring_in(piece);
+    hasher.update(piece);
+    bytes = bytes.subspan(piece.size());
+  }
+  return hasher.digest();
+}
+
 void Verification::expect(const std::vector<ExpectedRecord>& records, const std::string& unlisted) {
   for (const ExpectedRecord& expected : records) {
     const ZipRecord* record = zip_.find(expected.name);
@@ -38,16 +50,7 @@ void Verification::compare(const ZipRecord& record) const {
   const std::optional<Hash128>& expected = hashes_[index(record)];
   if (!expected) return zip_.verify(record);
   zip_.require_stored(record);
-  constexpr size_t kPiece = size_t{1} << 20;
-  std::span<const std::byte> bytes = std::as_bytes(std::span(zip_.bytes(record)));
-  Hasher hasher;
-  while (!bytes.empty()) {
-    const auto piece = bytes.first(std::min(kPiece, bytes.size()));
-    bring_in(piece);
-    hasher.update(piece);
-    bytes = bytes.subspan(piece.size());
-  }
-  if (hasher.digest() != *expected) corrupt(printable(record.name), "its bytes do not match their hash (XXH3)");
+  if (hash_in_memory(std::as_bytes(std::span(zip_.bytes(record)))) != *expected) corrupt(printable(record.name), "its bytes do not match their hash (XXH3)");
 }
 
 }  // namespace marlin::archive

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +19,9 @@ struct ExpectedRecord {
   uint64_t size = 0;
   Hash128 hash;
 };
+
+/// Of a part of a mapped file, which is brought in piece by piece. @throws Error kIo.
+[[nodiscard]] Hash128 hash_in_memory(std::span<const std::byte> bytes);
 
 /// One thread at a time; large records are hashed by two of its own.
 class Verification {

@@ -8,8 +8,8 @@
 
 #include "marlin/checkpointers/archive.h"
 #include "marlin/checkpointers/file_system.h"
-#include "marlin/checkpointers/names.h"
-#include "marlin/sdk/checkpointer.h"
+#include "marlin/checkpointers/folder_checkpointer.h"
+#include "marlin/sdk/checkpoint.h"
 #include "marlin/sdk/host.h"
 #include "marlin/sdk/options.h"
 
@@ -50,40 +50,24 @@ struct MARLIN_ABI DefaultCheckpointerOptions {
 /// The file that was just written is always one of them, and files that cannot be opened are neither counted nor removed while
 /// they are among the newest. Nothing is removed before the new file is durable; what cannot be removed is a warning.
 /// @par Source pymarlin checkpoint_utils.py DefaultCheckpointer.
-class MARLIN_ABI DefaultCheckpointer : public AbstractCheckpointer {
+class MARLIN_ABI DefaultCheckpointer : public FolderCheckpointer {
  public:
   /// @throws Error kInvalidArgument: an option is out of its range.
   /// @param host  relative folders of the options start from its run_dir; its file_system is what files are written and removed with.
   explicit DefaultCheckpointer(DefaultCheckpointerOptions options = {}, const HostContext& host = {});
   ~DefaultCheckpointer() override;
 
+  /// As they were given.
   [[nodiscard]] const DefaultCheckpointerOptions& options() const noexcept { return options_; }
 
  protected:
-  void do_open(const RunStart& start) override;
-  std::vector<std::string> do_save(const Checkpoint& checkpoint, const SavePoint& point) override;
-  std::vector<std::string> do_save_model(const StateDict& model_state, int64_t index) override;
-  [[nodiscard]] bool do_has_model(int64_t index) const override;
-  [[nodiscard]] bool do_wants_load() const override;
-  Checkpoint do_load(const LoadRequest& request) override;
+  void write(const std::filesystem::path& file, const Checkpoint& checkpoint, const SavePoint& point) override;
+  void write_model(const std::filesystem::path& file, const StateDict& model_state, int64_t index) override;
+  [[nodiscard]] Checkpoint read(const std::filesystem::path& file, Verify verify) const override;
+  [[nodiscard]] std::string run_id_of(const std::filesystem::path& file) const override;
 
  private:
-  [[nodiscard]] std::filesystem::path model_folder() const;
-  [[nodiscard]] bool keeps_models() const;
-  void refuse_to_mix(const RunStart& start, const std::vector<std::filesystem::path>& files) const;
-  [[nodiscard]] std::vector<std::filesystem::path> own_files() const;
-  [[nodiscard]] Checkpoint read(const std::filesystem::path& file, Verify verify) const;
-  [[nodiscard]] Checkpoint load_newest(const std::filesystem::path& folder, Verify verify) const;
-  [[nodiscard]] Checkpoint newest_whole(const std::vector<std::filesystem::path>& newest_first, Verify verify) const;
-  void remove_superseded();
-  void evict(const std::filesystem::path& just_written);
-
   DefaultCheckpointerOptions options_;
-  CheckpointNames names_;
-  HostContext host_;
-  FileSystem& file_system_;
-  bool cleared_ = false;              // what an earlier run left was removed; a run that goes on after stop() is opened again
-  std::filesystem::path superseded_;  // what the run resumed from, to be removed once something newer is there
 };
 
 /// Loads a whole state from a file in the layout of DefaultCheckpointer, or one that Python wrote with the same three parts.

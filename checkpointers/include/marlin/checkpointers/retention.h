@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <vector>
 
 #include "marlin/checkpointers/names.h"
@@ -29,7 +30,9 @@ struct KeepPlan {
 /// @param newest_first  files of one kind, as files_by_age() has them.
 /// @param keep_last  Range: >= 1. Whoever removes files wants 2 or more, so that one stays if another turns out broken.
 /// @param just_written  counts as the first that is kept, whatever its number, and is not opened; empty: none is.
+/// @param can_be_opened  empty: whether ArchiveReader opens it.
 [[nodiscard]] MARLIN_ABI KeepPlan plan_keep_last(const std::vector<std::filesystem::path>& newest_first, int64_t keep_last,
-                                                 const std::filesystem::path& just_written = {});
+                                                 const std::filesystem::path& just_written = {},
+                                                 const std::function<bool(const std::filesystem::path&)>& can_be_opened = {});
 
 }  // namespace marlin
