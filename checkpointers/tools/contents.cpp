@@ -6,7 +6,7 @@
 #include <array>
 
 #include "marlin/sdk/text.h"
-#include "text.h"
+#include "marlin/tools/text.h"
 
 namespace marlin::ckpt {
 namespace {

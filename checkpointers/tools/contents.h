@@ -7,12 +7,15 @@
 #include <optional>
 #include <string>
 
-#include "json.h"
+#include "commands.h"
 #include "marlin/checkpointers/archive.h"
 #include "marlin/sdk/metrics.h"
 #include "marlin/sdk/state_dict.h"
+#include "marlin/tools/json.h"
 
 namespace marlin::ckpt {
+
+using tool::to_json;
 
 /// The three parts of a whole state are there, though a part may be null.
 [[nodiscard]] bool is_full(const StateDict& root);

@@ -1,12 +1,12 @@
 // marlin-ckpt diff A B
 #include <iostream>
 
-#include "command.h"
+#include "commands.h"
 #include "contents.h"
 #include "difference.h"
 #include "marlin/checkpointers/archive.h"
 #include "marlin/sdk/text.h"
-#include "text.h"
+#include "marlin/tools/text.h"
 
 namespace marlin::ckpt {
 namespace {

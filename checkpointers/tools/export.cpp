@@ -2,13 +2,13 @@
 #include <iostream>
 #include <system_error>
 
-#include "command.h"
+#include "commands.h"
 #include "contents.h"
 #include "marlin/checkpointers/archive.h"
 #include "marlin/checkpointers/safetensors.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
-#include "text.h"
+#include "marlin/tools/text.h"
 
 namespace marlin::ckpt {
 namespace {

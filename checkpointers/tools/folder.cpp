@@ -9,7 +9,7 @@
 #include "marlin/checkpointers/file_system.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
-#include "text.h"
+#include "marlin/tools/text.h"
 
 namespace marlin::ckpt {
 namespace {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "command.h"
+#include "commands.h"
 #include "marlin/checkpointers/names.h"
 
 namespace marlin::ckpt {

@@ -3,11 +3,11 @@
 #include <iostream>
 #include <unordered_map>
 
-#include "command.h"
+#include "commands.h"
 #include "contents.h"
 #include "marlin/checkpointers/archive_reader.h"
 #include "marlin/sdk/text.h"
-#include "text.h"
+#include "marlin/tools/text.h"
 
 namespace marlin::ckpt {
 namespace {

@@ -5,13 +5,13 @@
 #include <limits>
 #include <map>
 
-#include "command.h"
+#include "commands.h"
 #include "contents.h"
 #include "folder.h"
-#include "json.h"
 #include "marlin/checkpointers/archive_reader.h"
 #include "marlin/sdk/text.h"
-#include "text.h"
+#include "marlin/tools/json.h"
+#include "marlin/tools/text.h"
 
 namespace marlin::ckpt {
 namespace {

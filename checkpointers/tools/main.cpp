@@ -1,94 +1,10 @@
 // marlin-ckpt: looks at checkpoint files, compares, exports and prunes them.
-#include <c10/util/Exception.h>
-#include <torch/headeronly/version.h>
+#include "commands.h"
 
-#include <algorithm>
-#include <exception>
-#include <iostream>
-
-#include "command.h"
-#include "marlin/sdk/abi.h"
-#include "marlin/sdk/error.h"
-#include "marlin/sdk/text.h"
-#include "text.h"
-
-namespace marlin::ckpt {
-namespace {
-
-std::vector<Command> commands() {
-  return {ls_command(), inspect_command(), verify_command(), diff_command(), export_command(), prune_command()};
+int main(int argc, char** argv) {
+  using namespace marlin::ckpt;
+  return run_program({"marlin-ckpt",
+                      "0 whole or equal, 1 broken or different, 2 usage",
+                      {ls_command(), inspect_command(), verify_command(), diff_command(), export_command(), prune_command()}},
+                     argc, argv);
 }
-
-void print_help() {
-  Table table({{""}, {""}});
-  for (const Command& command : commands()) table.add({concat("  ", command.name, " ", join(command.words, " ")), command.summary});
-  std::cout << "usage: marlin-ckpt COMMAND ... [--json]\n\n" << table.text()
-            << "\nmarlin-ckpt COMMAND --help lists a command's flags; --version says the version.\n"
-               "Exit codes: 0 whole or equal, 1 broken or different, 2 usage.\n";
-}
-
-void refuse_command(const std::string& word) {
-  const auto refuse = [](const std::string& why) { throw Error(Errc::kInvalidArgument, why); };
-  const auto meant = [&](const std::vector<std::string>& candidates) {
-    const std::string close = nearest(word, candidates);
-    return close.empty() ? "" : concat("; did you mean ", close, "?");
-  };
-  std::vector<std::string> names;
-  for (const Command& command : commands()) names.push_back(command.name);
-  if (word.empty()) refuse(concat("a command is missing: ", join(names), "; marlin-ckpt --help tells of each"));
-  std::string hint = meant(word.starts_with('-') ? std::vector<std::string>{"--help", "--version"} : names);
-  if (word.starts_with('-')) refuse(concat("unknown flag ", word, hint.empty() ? "; the command comes first, its flags after it" : hint));
-  refuse(concat("unknown command '", word, "'", hint.empty() ? concat("; there are ", join(names)) : hint));
-}
-
-int run(const std::vector<std::string>& words) {
-  const std::string first = words.empty() ? "" : words.front();
-  if (first == "--help") {
-    print_help();
-    return kGood;
-  }
-  if (first == "--version") {
-    std::cout << "libmarlin " MARLIN_VERSION " (LibTorch " TORCH_VERSION ")\n";
-    return kGood;
-  }
-  for (const Command& command : commands()) {
-    if (command.name != first) continue;
-    const std::optional<Arguments> arguments = parse(command, {words.begin() + 1, words.end()});
-    if (arguments) return command.run(*arguments);
-    std::cout << help(command);
-    return kGood;
-  }
-  refuse_command(first);
-  return kUsage;
-}
-
-// LibTorch warns of rare dtypes when it meets one, on a standard error that is for errors.
-struct NoWarnings : c10::WarningHandler {
-  void process(const c10::Warning&) override {}
-};
-
-int report(const char* problem, int code) {
-  std::cerr << "error: " << printable(problem) << std::endl;
-  return code;
-}
-
-int run_and_report(int argc, char** argv) {
-  NoWarnings no_warnings;
-  const c10::WarningUtils::WarningHandlerGuard guard(&no_warnings);
-  try {
-    const int code = run({argv + std::min(argc, 1), argv + argc});
-    if (std::cout.flush()) return code;
-    throw Error(Errc::kIo, "standard output cannot be written to");
-  } catch (const Error& error) {
-    return report(error.what(), error.code() == Errc::kInvalidArgument ? kUsage : kBad);
-  } catch (const c10::Error& error) {
-    return report(error.what_without_backtrace(), kBad);
-  } catch (const std::exception& error) {
-    return report(error.what(), kBad);
-  }
-}
-
-}  // namespace
-}  // namespace marlin::ckpt
-
-int main(int argc, char** argv) { return marlin::ckpt::run_and_report(argc, argv); }

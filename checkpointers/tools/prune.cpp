@@ -3,14 +3,14 @@
 #include <set>
 #include <system_error>
 
-#include "command.h"
+#include "commands.h"
 #include "folder.h"
-#include "json.h"
 #include "marlin/checkpointers/file_system.h"
 #include "marlin/checkpointers/retention.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
-#include "text.h"
+#include "marlin/tools/json.h"
+#include "marlin/tools/text.h"
 
 namespace marlin::ckpt {
 namespace {

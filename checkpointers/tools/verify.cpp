@@ -2,13 +2,13 @@
 #include <iostream>
 #include <system_error>
 
-#include "command.h"
+#include "commands.h"
 #include "folder.h"
-#include "json.h"
 #include "marlin/checkpointers/archive_reader.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
-#include "text.h"
+#include "marlin/tools/json.h"
+#include "marlin/tools/text.h"
 
 namespace marlin::ckpt {
 namespace {

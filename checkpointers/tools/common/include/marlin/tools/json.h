@@ -3,7 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
-namespace marlin::ckpt {
+namespace marlin::tool {
 
 using Json = nlohmann::ordered_json;
 
@@ -13,4 +13,4 @@ using Json = nlohmann::ordered_json;
 /// Writes the one document of a call to standard output. Bytes that are not UTF-8, as names of files may hold, are replaced.
 void print(const Json& document);
 
-}  // namespace marlin::ckpt
+}  // namespace marlin::tool

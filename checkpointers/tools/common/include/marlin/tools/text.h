@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-namespace marlin::ckpt {
+namespace marlin::tool {
 
 /// `text` with control characters written as escapes (`\n`, `\x1b`): names and texts of a file stay on their line.
 [[nodiscard]] std::string printable(std::string_view text);
@@ -48,4 +48,4 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
-}  // namespace marlin::ckpt
+}  // namespace marlin::tool

@@ -3,12 +3,12 @@
 #include <charconv>
 #include <system_error>
 
-#include "command.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
-#include "text.h"
+#include "marlin/tools/command.h"
+#include "marlin/tools/text.h"
 
-namespace marlin::ckpt {
+namespace marlin::tool {
 namespace {
 
 namespace po = boost::program_options;
@@ -23,12 +23,12 @@ std::vector<Flag> all_flags(const Command& command) {
   return flags;
 }
 
-[[noreturn]] void refuse_flag(const Command& command, const std::string& given) {
+[[noreturn]] void refuse_flag(const Program& program, const Command& command, const std::string& given) {
   std::vector<std::string> names;
   for (const Flag& flag : all_flags(command)) names.push_back("--" + flag.name);
   const std::string close = nearest(given, names);
   if (!close.empty()) refuse(concat("unknown flag ", given, "; did you mean ", close, "?"));
-  refuse(concat("unknown flag ", given, "; marlin-ckpt ", command.name, " --help lists all there are"));
+  refuse(concat("unknown flag ", given, "; ", program.name, " ", command.name, " --help lists all there are"));
 }
 
 po::options_description described(const Command& command) {
@@ -43,7 +43,7 @@ po::options_description described(const Command& command) {
   return description;
 }
 
-std::vector<po::option> split(const Command& command, const std::vector<std::string>& words) {
+std::vector<po::option> split(const Program& program, const Command& command, const std::vector<std::string>& words) {
   using Style = po::command_line_style::style_t;
   const po::options_description description = described(command);
   try {
@@ -53,10 +53,34 @@ std::vector<po::option> split(const Command& command, const std::vector<std::str
         .run()
         .options;
   } catch (const po::unknown_option& error) {
-    refuse_flag(command, error.get_option_name());
+    refuse_flag(program, command, error.get_option_name());
   } catch (const po::error& error) {
     refuse(error.what());
   }
+}
+
+// Takes out the flags that the command does not know, with what follows each unless that is a flag, too.
+std::vector<Arguments::Other> take_others(const Command& command, std::vector<std::string>& words) {
+  std::vector<Arguments::Other> others;
+  std::vector<std::string> rest;
+  const std::vector<Flag> flags = all_flags(command);
+  auto word = words.begin();
+  for (; word != words.end() && *word != "--"; ++word) {
+    const size_t equals = word->find('=');
+    const std::string name = word->starts_with("--") ? word->substr(2, equals == std::string::npos ? equals : equals - 2) : "";
+    if (name.empty() || std::any_of(flags.begin(), flags.end(), [&](const Flag& flag) { return flag.name == name; })) {
+      rest.push_back(*word);
+    } else if (equals != std::string::npos) {
+      others.emplace_back(name, word->substr(equals + 1));
+    } else if (word + 1 != words.end() && !(word + 1)->starts_with("--")) {
+      others.emplace_back(name, *++word);
+    } else {
+      others.emplace_back(name, std::nullopt);
+    }
+  }
+  rest.insert(rest.end(), word, words.end());
+  words = std::move(rest);
+  return others;
 }
 
 // What is at a path; nothing there is refused.
@@ -84,7 +108,7 @@ int64_t Arguments::number(const std::string& flag) const {
 
 fs::path Arguments::file(size_t place) const {
   const std::string& name = word(place);
-  if (fs::is_directory(status_of(name))) refuse(concat("'", name, "' is a folder; name one file of it (marlin-ckpt ls lists them)"));
+  if (fs::is_directory(status_of(name))) refuse(concat("'", name, "' is a folder; name one file of it"));
   return name;
 }
 
@@ -99,24 +123,27 @@ std::string usage(const Command& command) {
     const std::string shown = concat("--", flag.name, flag.value.empty() ? "" : " ", flag.value);
     text += flag.required ? " " + shown : " [" + shown + "]";
   }
-  return text + " [--json]";
+  return concat(text, command.any_flag.empty() ? "" : " ", command.any_flag, " [--json]");
 }
 
-std::string help(const Command& command) {
+std::string help(const Program& program, const Command& command) {
   Table table({{""}, {""}});
   for (const Flag& flag : all_flags(command)) table.add({concat("  --", flag.name, flag.value.empty() ? "" : " ", flag.value), flag.help});
-  return concat("usage: marlin-ckpt ", usage(command), "\n\n", command.details, "\n\n", table.text());
+  return concat("usage: ", program.name, " ", usage(command), "\n\n", command.details, "\n\n", table.text());
 }
 
-std::optional<Arguments> parse(const Command& command, const std::vector<std::string>& words) {
+std::optional<Arguments> parse(const Program& program, const Command& command, const std::vector<std::string>& given) {
+  std::vector<std::string> words = given;
+  std::vector<Arguments::Other> others;
+  if (!command.any_flag.empty()) others = take_others(command, words);
   // What follows `--` are words, whatever they begin with.
   const auto end_of_flags = std::find(words.begin(), words.end(), "--");
   std::vector<std::string> found;
   std::map<std::string, std::string> flags;
-  for (const po::option& option : split(command, {words.begin(), end_of_flags})) {
+  for (const po::option& option : split(program, command, {words.begin(), end_of_flags})) {
     if (option.string_key.empty()) {
       const std::string& word = option.original_tokens.front();
-      if (word.size() > 1 && word.starts_with('-')) refuse_flag(command, word);
+      if (word.size() > 1 && word.starts_with('-')) refuse_flag(program, command, word);
       found.push_back(word);
     } else if (!flags.emplace(option.string_key, option.value.empty() ? "" : option.value.front()).second) {
       refuse(concat("--", option.string_key, ": given twice"));
@@ -124,13 +151,13 @@ std::optional<Arguments> parse(const Command& command, const std::vector<std::st
   }
   if (end_of_flags != words.end()) found.insert(found.end(), end_of_flags + 1, words.end());
   if (flags.contains("help")) return std::nullopt;
-  const std::string hint = concat("; usage: marlin-ckpt ", usage(command));
+  const std::string hint = concat("; usage: ", program.name, " ", usage(command));
   if (found.size() < command.words.size()) refuse(concat(command.words[found.size()], " is missing", hint));
   if (found.size() > command.words.size()) refuse(concat("unexpected argument '", found[command.words.size()], "'", hint));
   for (const Flag& flag : command.flags) {
     if (flag.required && !flags.contains(flag.name)) refuse(concat("--", flag.name, " ", flag.value, " is missing", hint));
   }
-  return Arguments(std::move(found), std::move(flags));
+  return Arguments(std::move(found), std::move(flags), std::move(others));
 }
 
-}  // namespace marlin::ckpt
+}  // namespace marlin::tool

@@ -1,4 +1,4 @@
-#include "text.h"
+#include "marlin/tools/text.h"
 
 #include <algorithm>
 #include <array>
@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdio>
 
-namespace marlin::ckpt {
+namespace marlin::tool {
 namespace {
 
 bool continues(char c) { return (static_cast<unsigned char>(c) & 0xc0) == 0x80; }
@@ -96,4 +96,4 @@ std::string Table::text() const {
   return result;
 }
 
-}  // namespace marlin::ckpt
+}  // namespace marlin::tool
