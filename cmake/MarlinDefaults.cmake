@@ -46,6 +46,6 @@ endfunction()
 # marlin_install(target): the library and its public headers go into the package.
 function(marlin_install target)
   if(MARLIN_INSTALL)
-    install(TARGETS ${target} EXPORT marlinTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} FILE_SET HEADERS)
+    install(TARGETS ${target} EXPORT marlinTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} FILE_SET HEADERS)
   endif()
 endfunction()

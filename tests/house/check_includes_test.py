@@ -16,6 +16,12 @@ TREE = {
     "sdk/src/hidden.h": HEADER,
     "sdk/src/fine.cpp": '#include "hidden.h"\n#include "marlin/sdk/a.h"\n#include <boost/dll.hpp>\n',
     "sdk/src/typo.cpp": '#include "marlin/sdk/aa.h"\n',
+    "sdk/testing/include/marlin/testing/t.h": HEADER + '#include "marlin/sdk/a.h"\n',
+    "sdk/testing/src/t.cpp": '#include "marlin/testing/t.h"\n#include "marlin/checkpointers/b.h"\n',
+    "sdk/src/tested.cpp": '#include "marlin/testing/t.h"\n',
+    "checkpointers/tools/common/include/marlin/tools/w.h": HEADER,
+    "checkpointers/src/worded.cpp": '#include "marlin/tools/w.h"\n',
+    "core/tools/fine.cpp": '#include "marlin/tools/w.h"\n#include "marlin/testing/t.h"\n',
     "checkpointers/include/marlin/checkpointers/b.h": HEADER + '#include "marlin/sdk/a.h"\n',
     "checkpointers/src/up.cpp": '#include "marlin/core/c.h"\n',
     "checkpointers/src/across.cpp": '#include "../../sdk/src/hidden.h"\n',
@@ -40,6 +46,9 @@ EXPECTED = [
     'sdk/include/marlin/sdk/private.h:2: #include "hidden.h": a public header includes public headers only, by their whole name (marlin/PART/...)',
     "sdk/include/marlin/sdk/twice.h:1: int x;: a header begins with #pragma once",
     'sdk/include/marlin/sdk/up.h:2: #include "marlin/checkpointers/b.h": sdk may include sdk only',
+    'sdk/src/tested.cpp:1: #include "marlin/testing/t.h": sdk may include sdk only',
+    'sdk/testing/src/t.cpp:2: #include "marlin/checkpointers/b.h": sdk may include sdk only',
+    'checkpointers/src/worded.cpp:1: #include "marlin/tools/w.h": checkpointers may include sdk and checkpointers only',
     'sdk/src/typo.cpp:1: #include "marlin/sdk/aa.h": sdk has no such public header',
     'tests/unit/other/lost_test.cpp:1: #include "../../../examples/f/f.h": examples are included by nobody',
     "tests/unit/other/lost_test.cpp:1: no CMakeLists.txt below tests/ names it, so it is never run",
@@ -52,5 +61,5 @@ with tempfile.TemporaryDirectory() as root:
         file.write_text(text)
     result = subprocess.run([sys.executable, Path(__file__).with_name("check_includes.py"), root], text=True, stdout=subprocess.PIPE)
 found = sorted(result.stdout.splitlines())
-if found != EXPECTED or result.returncode != 1:
+if found != sorted(EXPECTED) or result.returncode != 1:
     sys.exit("missed:\n" + "\n".join(sorted(set(EXPECTED) - set(found))) + "\nwrong:\n" + "\n".join(sorted(set(found) - set(EXPECTED))))

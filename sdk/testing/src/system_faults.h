@@ -1,0 +1,56 @@
+// Stopping a process before the system calls with which it changes files.
+//
+// The process gives its kernel a filter (seccomp) that hands such calls to the process that made it, which lets each go on, fails it,
+// or kills the caller instead. That needs no privileges and no help of the code that is watched: threads and programs that it starts
+// are watched, too. Not seen is what is written through mmap or io_uring.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "process.h"
+
+namespace marlin::testing::detail {
+
+/// What is to happen to the calls that change files, counted from 1 while the gate is armed.
+struct Faults {
+  enum class Kind : uint8_t {
+    kNone,      ///< They are only counted.
+    kKill,      ///< The process is killed before call `at`.
+    kDiskFull,  ///< From call `at` on, those that need space fail with ENOSPC.
+  };
+  Kind kind = Kind::kNone;
+  int64_t at = 0;
+};
+
+/// In the watched process: between arm() and disarm() its calls count.
+class Gate {
+ public:
+  explicit Gate(int control) : control_(control) {}
+  void arm() const { tell('a'); }
+  void disarm() const { tell('d'); }
+
+ private:
+  void tell(char what) const;
+  int control_;
+};
+
+/// A call that changes files.
+struct FileCall {
+  const char* name = "";     ///< "pwrite64"
+  bool needs_space = false;  ///< A full disk fails it.
+};
+
+struct WatchedEnding {
+  Ending ending;
+  std::vector<FileCall> calls;  ///< While armed, in order.
+  bool killed = false;          ///< By the plan, before the last of the calls.
+  int64_t failed = 0;           ///< Calls that the plan failed.
+};
+
+/// Runs `body` in a forked process with these faults. @throws Error kUnsupported: the system refuses it; the text is the reason.
+[[nodiscard]] WatchedEnding run_with_faults(const Faults& faults, const std::function<std::string(const Gate&)>& body);
+
+}  // namespace marlin::testing::detail
