@@ -75,11 +75,11 @@ class Package:
         """Files are where they belong, and nothing points back into the build."""
         emptied(self.work)
         run("cmake", "--install", self.build, "--prefix", self.prefix, folder=self.work)
-        for name in ["bin/digits", "bin/marlin-ckpt", "share/marlin/digits.csv", "lib/libmarlin_sdk.so", "lib/libmarlin_checkpointers.so", "lib/libmarlin.so",
-                     "lib/marlin/plugins/libsafetensors.so"]:
+        for name in ["bin/digits", "bin/marlin-ckpt", "bin/marlin-plugin", "share/marlin/digits.csv", "share/marlin/template/checkpointer/plugin.cpp.in",
+                     "lib/libmarlin_testing.a", "lib/libmarlin_sdk.so", "lib/libmarlin_checkpointers.so", "lib/libmarlin.so", "lib/marlin/plugins/libsafetensors.so"]:
             expect((self.prefix / name).is_file(), f"{name} to be installed")
 
-        public = {header.relative_to(folder) for part in ("sdk", "checkpointers", "core")
+        public = {header.relative_to(folder) for part in ("sdk", "sdk/testing", "checkpointers", "core")
                   for folder in [SOURCE / part / "include"] for header in folder.rglob("*.h")}
         installed = {header.relative_to(self.prefix / "include") for header in (self.prefix / "include").rglob("*.h")}
         expect(public == installed, "all public headers to be installed, and no other", sorted(map(str, public ^ installed)))
@@ -103,6 +103,34 @@ class Package:
         self.refuses_what_cannot_be_meant()
         self.keeps_one_copy_if_the_other_fails()
         self.is_found_by_name(build)
+
+    def new_plugin(self):
+        """marlin-plugin new: what it writes builds against the package, passes its own test, and trains with the installed digits."""
+        tool = self.prefix / "bin" / "marlin-plugin"
+        sources = emptied(self.work / "new_plugin")
+        for kind, name in [("checkpointer", "mine"), ("writer", "my_table"), ("backend", "my_backend")]:
+            made = run(tool, "new", name, *([] if kind == "checkpointer" else ["--kind", kind]), folder=sources)
+            expect_in(rf"-DCMAKE_PREFIX_PATH={re.escape(str(self.prefix))}$", made.out.splitlines()[2], made)
+            build = self.configure(sources / name, f"new_plugin_{kind}", f"-DCMAKE_PREFIX_PATH={self.prefix}")
+            self.expect_no_foreign_headers(build)
+            run("ctest", "--no-tests=error", "--output-on-failure", folder=build)
+            checked = run(tool, "check", f"{build}/lib{name}.so", folder=self.work)
+            expect_in(r"^\d+ checks?: \d+ ok, 0 failed, 0 not run$", checked.last_line, checked)
+
+        folder = emptied(self.work / "new_plugin_run")
+        plugins = {flag: self.work / f"new_plugin_{kind}" / f"lib{name}.so"
+                   for flag, kind, name in [("--checkpointer", "checkpointer", "mine"), ("--writers", "writer", "my_table"), ("--backend", "backend", "my_backend")]}
+        digits = [self.prefix / "bin" / "digits", "--progress", "off"]
+        for flag, plugin in plugins.items():
+            digits += [flag, plugin]
+        result = run(*digits, "--epochs", 3, folder=folder)
+        expect_in(r"^done epochs=3 global_step=69 .*checkpoint=checkpoints/mine_step_69.pt$", result.last_line, result)
+        result = run(*digits, "--resume", "auto", "--epochs", 5, folder=folder)
+        expect_in(r"resumed from checkpoints/mine_step_69.pt: ", result.err, result)
+        expect_in(r"^done epochs=5 global_step=115 .*checkpoint=checkpoints/mine_step_115.pt$", result.last_line, result)
+        expect_in(r"(?m)^epoch,4,115,train/loss,", (folder / "my_table.csv").read_text(), "the table that my_table wrote")
+        result = run(*digits, "--epochs", 5, folder=folder, code=2)
+        expect_in(r"holds checkpoints of an earlier run: give --resume auto", result.err, result)
 
     def application(self):
         """The program of README.md, built by the project of README.md, which knows nothing but the package."""
@@ -261,7 +289,7 @@ def change_a_byte(file):
         stream.write(bytes([byte ^ 1]))
 
 
-STEPS = ["install", "plugin", "application", "subdirectory", "other_libtorch"]
+STEPS = ["install", "plugin", "new_plugin", "application", "subdirectory", "other_libtorch"]
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
