@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "marlin/checkpointers/safetensors_checkpointer.h"
 #include "marlin/testing/checkpointer_contract.h"
 #include "simple_checkpointer.h"
 #include "throws_error.h"
@@ -27,6 +28,12 @@ CheckpointerContract contract_of_default() {
   return contract;
 }
 
+CheckpointerContract contract_of_safetensors() {
+  CheckpointerContract contract;
+  contract.make = [](HostContext& host) { return std::make_unique<SafetensorsCheckpointer>(SafetensorsCheckpointerOptions{}, host); };
+  return contract;
+}
+
 CheckpointerContract contract_of_simple() {
   CheckpointerContract contract;
   contract.make = [](HostContext& host) { return std::make_unique<SimpleCheckpointer>(host); };
@@ -37,6 +44,11 @@ class CheckpointerContractTest : public ::testing::TestWithParam<std::string> {}
 
 TEST_P(CheckpointerContractTest, DefaultCheckpointerKeepsIt) {
   const ContractCheck check = check_checkpointer(contract_of_default(), GetParam());
+  EXPECT_EQ(check.status, CheckStatus::kPassed) << to_line(check);
+}
+
+TEST_P(CheckpointerContractTest, SafetensorsCheckpointerKeepsIt) {
+  const ContractCheck check = check_checkpointer(contract_of_safetensors(), GetParam());
   EXPECT_EQ(check.status, CheckStatus::kPassed) << to_line(check);
 }
 
