@@ -155,14 +155,14 @@ void Trainer::set_up() {
   make_loaders();
   plan_ = make_plan(resumed);
   if (train_loader_) make_optimizers();
+  backend_->init({module_.get(), optimizers_schedulers_.optimizers, optimizers_schedulers_.schedulers, device_, options_.micro_batch_limit,
+                  options_.max_train_steps_per_epoch, options_.max_val_steps_per_epoch, options_.clip_grads, options_.max_grad_norm,
+                  services_.logger, [this] { saves_->fence(); }});
   while_loading([&] {
     if (resumed.empty()) take_initial_weights();
     else check(resumed);
     return 0;
   });
-  backend_->init({module_.get(), optimizers_schedulers_.optimizers, optimizers_schedulers_.schedulers, device_, options_.micro_batch_limit,
-                  options_.max_train_steps_per_epoch, options_.max_val_steps_per_epoch, options_.clip_grads, options_.max_grad_norm,
-                  services_.logger, [this] { saves_->fence(); }});
   if (resumed.empty()) run_id_ = random_id();
   else while_loading([&] { return apply(resumed), 0; });
   set_up_ = true;

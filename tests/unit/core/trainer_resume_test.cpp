@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "marlin/core/backends/sp_backend.h"
 #include "marlin/core/optim/lr_scheduler.h"
 #include "marlin/core/trainer.h"
 #include "recording_logger.h"
@@ -335,6 +336,36 @@ TEST(TrainerResumeTest, ValidateUsesWhatIsResumed) {
   const double trained = saving_trainer(hard_module(), folder.text(), run_of(2))->train().metrics.at("val/loss");
   EXPECT_EQ(saving_trainer(hard_module(), folder.text(), run_of(2, "must"))->validate().at("val/loss"), trained);
   EXPECT_NE(saving_trainer(hard_module(), folder.text(), run_of(2))->validate().at("val/loss"), trained);
+}
+
+// Compares a state with what it was given to work on, as a backend does that keeps something of each parameter.
+class ComparingBackend : public SingleProcessBackend {
+ public:
+  void init(const BackendSetup& setup) override {
+    SingleProcessBackend::init(setup);
+    num_optimizers_ = static_cast<int64_t>(setup.optimizers.size());
+  }
+  [[nodiscard]] StateDict get_state() const override {
+    StateDict state = SingleProcessBackend::get_state();
+    state.set("num_optimizers", num_optimizers_);
+    return state;
+  }
+  [[nodiscard]] std::vector<std::string> differences(const StateDict& state) const override {
+    if (state.at("num_optimizers").as_int() == num_optimizers_) return {};
+    return {"the state is of another number of optimizers"};
+  }
+
+ private:
+  int64_t num_optimizers_ = 0;
+};
+
+TEST(TrainerResumeTest, ABackendIsMadeReadyBeforeItIsAskedAboutAState) {
+  const TempFolder folder;
+  const auto train = [&](int64_t epochs, std::optional<std::string> resume) {
+    return Trainer(std::make_shared<TinyModule>(), std::make_unique<ComparingBackend>(), default_checkpointer(save_in(folder.text())), run_of(epochs, std::move(resume))).train();
+  };
+  (void)train(1, {});
+  EXPECT_EQ(train(2, "auto").epochs, 2);
 }
 
 class CountingTrainer : public Trainer {
