@@ -1,7 +1,5 @@
 #include "marlin/checkpointers/archive_reader.h"
 
-#include <c10/util/Exception.h>
-
 #include <memory>
 #include <utility>
 
@@ -9,6 +7,7 @@
 #include "archive/commit_record.h"
 #include "archive/load_into.h"
 #include "archive/mapped_file.h"
+#include "archive/named_file.h"
 #include "archive/pickle_reader.h"
 #include "archive/report.h"
 #include "archive/verification.h"
@@ -157,16 +156,9 @@ void ArchiveReader::Impl::load_into(const StateDict& live) {
 
 namespace {
 
-// Says which file it is.
 template <class Call>
 auto named(const std::filesystem::path& file, const Call& call) {
-  try {
-    return call();
-  } catch (const Error& error) {
-    throw Error(error.code(), concat(file.string(), ": ", error.what()));
-  } catch (const c10::Error& error) {
-    throw Error(Errc::kCorrupt, concat(file.string(), ": data.pkl: LibTorch refuses a tensor: ", archive::printable(error.what_without_backtrace())));
-  }
+  return archive::with_file_name(file, call, "data.pkl: ");
 }
 
 }  // namespace

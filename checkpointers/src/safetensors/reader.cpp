@@ -1,5 +1,4 @@
 #include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <unordered_map>
@@ -7,6 +6,7 @@
 
 #include "archive/mapped_file.h"
 #include "archive/mapped_storage.h"
+#include "archive/named_file.h"
 #include "archive/report.h"
 #include "archive/two_threads.h"
 #include "archive/verification.h"
@@ -96,24 +96,8 @@ at::Tensor SafetensorsReader::Impl::tensor(size_t index) {
   return result.set_(archive::storage_in(file_, entry.begin, entry.end - entry.begin, item_size), 0, entry.sizes, strides);
 }
 
-namespace {
-
-// Says which file it is.
-template <class Call>
-auto named(const std::filesystem::path& file, const Call& call) {
-  try {
-    return call();
-  } catch (const Error& error) {
-    throw Error(error.code(), concat(file.string(), ": ", error.what()));
-  } catch (const c10::Error& error) {
-    throw Error(Errc::kCorrupt, concat(file.string(), ": LibTorch refuses a tensor: ", archive::printable(error.what_without_backtrace())));
-  }
-}
-
-}  // namespace
-
 SafetensorsReader::SafetensorsReader(const std::filesystem::path& file, Verify verify)
-    : path_(file), impl_(named(file, [&] { return std::make_unique<Impl>(file, verify); })) {}
+    : path_(file), impl_(archive::with_file_name(file, [&] { return std::make_unique<Impl>(file, verify); })) {}
 SafetensorsReader::~SafetensorsReader() = default;
 SafetensorsReader::SafetensorsReader(SafetensorsReader&&) noexcept = default;
 SafetensorsReader& SafetensorsReader::operator=(SafetensorsReader&&) noexcept = default;
@@ -124,7 +108,7 @@ const SafetensorsWritten& SafetensorsReader::written() const noexcept { return i
 const std::vector<TensorInfo>& SafetensorsReader::tensors() const noexcept { return impl_->infos; }
 
 at::Tensor SafetensorsReader::tensor(std::string_view name) {
-  return named(path_, [&] {
+  return archive::with_file_name(path_, [&] {
     const auto at = impl_->index.find(name);
     if (at == impl_->index.end()) throw Error(Errc::kNotFound, concat("holds no tensor '", archive::printable(name), "'"));
     impl_->check_taken({at->second});
@@ -133,7 +117,7 @@ at::Tensor SafetensorsReader::tensor(std::string_view name) {
 }
 
 StateDict SafetensorsReader::state() {
-  return named(path_, [&] {
+  return archive::with_file_name(path_, [&] {
     impl_->check_taken(impl_->all());
     StateDict state;
     for (size_t i = 0; i < impl_->infos.size(); ++i) state.set(impl_->infos[i].path, impl_->tensor(i));
