@@ -37,7 +37,7 @@ struct LaunchOptions {
         option_field("backend", &O::backend, "How steps run: sp, or a plugin."),
         option_field("writers", &O::writers, "Where metrics go, separated by commas: stdout, jsonl, or plugins."),
         option_field("plugin_path", &O::plugin_path, "Folders to search for plugins first, separated by ':'."),
-        option_field("plugin_slow_seconds", &O::plugin_slow_seconds, "Warn while a call of a plugin takes longer.", {.unit = "seconds", .min = 0.001}),
+        option_field("plugin_slow_seconds", &O::plugin_slow_seconds, "Warn while a call of a plugin takes longer.", {.unit = "seconds", .min = 0.001, .max = 1e8}),
         option_field("progress", &O::progress, "What is shown of a running epoch; auto: a bar on a terminal.", {.choices = {"auto", "bar", "plain", "off"}}),
         option_field("log_level", &O::log_level, "The least that is logged.", {.choices = {"DEBUG", "INFO", "WARNING", "ERROR", "OFF"}}),
         option_field("config", &O::config, "File to take flags from; those on the command line win."),

@@ -8,11 +8,11 @@
 namespace marlin {
 namespace {
 
-bool is_triggered(const SaveSchedule& schedule, const SavePoint& point) {
+bool is_periodic(const SaveSchedule& schedule, const SavePoint& point) {
   if (point.unit == Unit::kEpoch && point.index % schedule.period == 0) return true;
   if (point.unit == Unit::kStep && schedule.period_steps && point.global_step % *schedule.period_steps == 0) return true;
   if (schedule.period_seconds && point.seconds_since_save >= *schedule.period_seconds) return true;
-  return schedule.also_when && schedule.also_when(point);
+  return false;
 }
 
 void check_index(const std::string& name, const char* call, int64_t index) {
@@ -40,7 +40,7 @@ AbstractCheckpointer::~AbstractCheckpointer() = default;
 
 void AbstractCheckpointer::set_name(std::string name) {
   name_ = std::move(name);
-  seam_ = std::make_shared<const Seam>(concat("checkpointer '", name_, "'"));
+  if (!seam_ || !seam_->foreign()) seam_ = std::make_shared<const Seam>(concat("checkpointer '", name_, "'"));
 }
 
 void AbstractCheckpointer::set_seam(std::shared_ptr<const Seam> seam) { seam_ = std::move(seam); }
@@ -53,21 +53,24 @@ void AbstractCheckpointer::set_schedule(const SaveSchedule& schedule) {
 void AbstractCheckpointer::open(const RunStart& start) {
   if (!schedule_.checkpoint) return;
   closed_ = false;
-  seam_->call("open", Seam::Watch::kCall, [&] { do_open(start); });
+  std::shared_ptr(seam_)->call("open", Seam::Watch::kCall, [&] { do_open(start); });
 }
 
 bool AbstractCheckpointer::due(const SavePoint& point) const {
   if (!schedule_.checkpoint) return false;
   if (point.force) return true;
-  if (!seam_->call("also_when", Seam::Watch::kNothing, [&] { return is_triggered(schedule_, point); })) return false;
-  return seam_->call("is_due", Seam::Watch::kNothing, [&] { return is_due(point); });
+  if (!is_periodic(schedule_, point)) {  // the program's own function is asked in the program's name
+    if (!schedule_.also_when) return false;
+    if (!Seam(concat("checkpointer '", name_, "'")).call("also_when", Seam::Watch::kNothing, [&] { return schedule_.also_when(point); })) return false;
+  }
+  return std::shared_ptr(seam_)->call("is_due", Seam::Watch::kNothing, [&] { return is_due(point); });
 }
 
 std::vector<std::string> AbstractCheckpointer::save(const Checkpoint& checkpoint, const SavePoint& point) {
   check_index(name_, "save", point.index);
   if (!schedule_.checkpoint) return {};
   closed_ = false;
-  return seam_->call("save", Seam::Watch::kCall, [&] { return do_save(checkpoint, point); });
+  return std::shared_ptr(seam_)->call("save", Seam::Watch::kCall, [&] { return do_save(checkpoint, point); });
 }
 
 std::vector<std::string> AbstractCheckpointer::save(const Checkpoint& checkpoint, int64_t index, bool force) {
@@ -83,25 +86,25 @@ std::vector<std::string> AbstractCheckpointer::save_model(const StateDict& model
   check_index(name_, "save_model", index);
   if (!schedule_.checkpoint) return {};
   closed_ = false;
-  return seam_->call("save_model", Seam::Watch::kCall, [&] { return do_save_model(model_state, index); });
+  return std::shared_ptr(seam_)->call("save_model", Seam::Watch::kCall, [&] { return do_save_model(model_state, index); });
 }
 
 bool AbstractCheckpointer::has_model(int64_t index) const {
-  return seam_->call("has_model", Seam::Watch::kNothing, [&] { return do_has_model(index); });
+  return std::shared_ptr(seam_)->call("has_model", Seam::Watch::kNothing, [&] { return do_has_model(index); });
 }
 
 bool AbstractCheckpointer::wants_load() const {
-  return seam_->call("wants_load", Seam::Watch::kNothing, [&] { return do_wants_load(); });
+  return std::shared_ptr(seam_)->call("wants_load", Seam::Watch::kNothing, [&] { return do_wants_load(); });
 }
 
 Checkpoint AbstractCheckpointer::load(const LoadRequest& request) {
-  return seam_->call("load", Seam::Watch::kCall, [&] { return do_load(request); });
+  return std::shared_ptr(seam_)->call("load", Seam::Watch::kCall, [&] { return do_load(request); });
 }
 
 void AbstractCheckpointer::close() {
   if (closed_) return;
   closed_ = true;
-  seam_->call("close", Seam::Watch::kCall, [&] { do_close(); });
+  std::shared_ptr(seam_)->call("close", Seam::Watch::kCall, [&] { do_close(); });
 }
 
 void AbstractCheckpointer::do_open(const RunStart&) {}

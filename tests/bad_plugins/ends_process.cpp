@@ -1,4 +1,6 @@
 // Ends the process, in the way and in the call that its options name.
+#include <pthread.h>
+
 #include <csignal>
 #include <cstdlib>
 #include <thread>
@@ -16,6 +18,9 @@ static void end(const std::string& how) {
   if (how == "quick_exit") std::quick_exit(3);
   if (how == "null") *nothing = 1;
   if (how == "abort") std::abort();
+  if (how == "negative") std::exit(-1);
+  if (how == "pthread_exit") ::pthread_exit(nullptr);
+  if (how == "thread_abort") std::thread([] { std::abort(); }).join();
   if (how == "thread_null") std::thread([] { *nothing = 1; }).join();
   if (how == "thread_throw") std::thread([] { throw 1; }).join();
   if (how == "noexcept") end_noexcept();

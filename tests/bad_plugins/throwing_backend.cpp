@@ -1,4 +1,5 @@
-// A backend that steps as "sp" does, and throws a type of its own in the call that its option names.
+// A backend that steps as "sp" does, and in the call that its option names throws a type of its own or ends the process.
+#include <cstdlib>
 #include <string>
 
 #include "marlin/core/backends/sp_backend.h"
@@ -7,9 +8,11 @@
 namespace mine {
 struct Oops {};
 
+int* volatile nothing = nullptr;
+
 class Backend : public marlin::SingleProcessBackend {
  public:
-  explicit Backend(std::string call) : call_(std::move(call)) {}
+  Backend(std::string call, std::string how) : call_(std::move(call)), how_(std::move(how)) {}
   void init(const marlin::BackendSetup& setup) override { return fault("init"), SingleProcessBackend::init(setup); }
   marlin::EpochResult train(marlin::DataLoader& loader, int64_t epoch, int64_t steps_done, marlin::StepListener& listener) override {
     return fault("train"), SingleProcessBackend::train(loader, epoch, steps_done, listener);
@@ -18,13 +21,16 @@ class Backend : public marlin::SingleProcessBackend {
 
  private:
   void fault(const char* call) const {
-    if (call_ == call) throw Oops();
+    if (call_ != call) return;
+    if (how_ == "exit") std::exit(0);
+    if (how_ == "null") *nothing = 1;
+    throw Oops();
   }
-  std::string call_;
+  std::string call_, how_;
 };
 }  // namespace mine
 
-static marlin::OptionTable table() { return {{.name = "call", .default_value = "none", .help = "The call that throws."}}; }
-static marlin::TrainerBackend* make(marlin::HostContext&, const marlin::Options& options) { return new mine::Backend(options.text("call")); }
+static marlin::OptionTable table() { return {{.name = "call", .default_value = "none", .help = "The call that goes wrong."}, {.name = "how", .default_value = "throw", .help = "How."}}; }
+static marlin::TrainerBackend* make(marlin::HostContext&, const marlin::Options& options) { return new mine::Backend(options.text("call"), options.text("how")); }
 
 MARLIN_PLUGIN(.name = "throwing_backend", .version = "1", .options = &table, .make_backend = &make);

@@ -284,7 +284,7 @@ class BadPluginsTest(CliTest):
             ("returns_null", ("make_checkpointer returned null",)),
             ("throwing_options", ("options failed",)),
             ("wrong_name", ("says that it is 'right_name'", "rename the file")),
-            ("later_abi", ("SDK ABI 2 (here 1)", "build it again")),
+            ("later_abi", ("SDK ABI 3 (here 2)", "build it again")),
             ("other_torch", ("LibTorch 99.1", "build it again")),
             ("duplicate_option", ("its option table is not in order",)),
             ("two_kinds", ("it must set exactly one",)),

@@ -34,10 +34,17 @@ class PluginEndsProcessTest(BadPluginTest):
         self.check("quick_exit", "{call} called quick_exit(); a plugin throws an exception instead")
         self.check("null", "{call} ended with SIGSEGV at address 0x0" + DEFECT)
         self.check("abort", "{call} ended with SIGABRT" + DEFECT)
+        self.check("negative", "{call} called exit(-1); a plugin throws an exception instead")
+        self.check("pthread_exit", "{call} ended with SIGABRT" + DEFECT)
 
     def test_in_a_thread_of_its_own(self):
         self.check("thread_null", "a thread of its own ended with SIGSEGV at address 0x0" + DEFECT)
+        self.check("thread_abort", "a thread of its own ended with SIGABRT" + DEFECT)
         self.check("thread_throw", "a thread of its own ended by an exception of type int, which nothing can catch there" + DEFECT)
+
+    def test_in_an_epoch_of_a_backend(self):
+        for how, says in (("exit", "train called exit(0); a plugin throws an exception instead"), ("null", "train ended with SIGSEGV at address 0x0" + DEFECT)):
+            self.ends(f"{title('throwing_backend')}: {says}", "--backend", "throwing_backend", "--backend.call", "train", "--backend.how", how, code=1)
 
     def test_while_it_is_made(self):
         self.check("exit", "{call} called exit(3); a plugin throws an exception instead", call="make", code=2)

@@ -97,6 +97,13 @@ TEST(ContractReportTest, WhereTheSystemRefusesToWatchItIsSaidRatherThanPassed) {
   EXPECT_THAT(check.detail, MatchesRegex("skip full disk: not run: this system does not let a process watch the system calls of another \\(seccomp: .*\\); ok   models .*"));
 }
 
+// Which dtypes the writer refuses, so that other programs read its files.
+TEST(ContractReportTest, WhatAFormatRefusesIsSaid) {
+  const ContractCheck check = check_checkpointer(contract_of_safetensors(), "round trip");
+  EXPECT_EQ(check.status, CheckStatus::kPassed) << to_line(check);
+  EXPECT_EQ(check.detail, "refuses complex64, complex128, complex32, float8_e5m2fnuz, float8_e4m3fnuz");
+}
+
 TEST(ContractReportTest, FewerInterruptionsThanCallsAreSaid) {
   CheckpointerContract contract = contract_of_simple();
   contract.max_interruptions = 2;

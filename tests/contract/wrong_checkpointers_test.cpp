@@ -22,6 +22,8 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::MatchesRegex;
 
 // What write_checkpoint() would write.
 std::string bytes_of(const Checkpoint& checkpoint, const SavePoint& point) {
@@ -167,16 +169,138 @@ struct ForgetsAfterAFailure : SimpleCheckpointer {
   }
 };
 
-// Runs all checks. @return what failed.
+// What is done with the complex numbers of a model is for others to say.
+struct MeetsComplexNumbers : SimpleCheckpointer {
+  using SimpleCheckpointer::SimpleCheckpointer;
+  void write(const fs::path& file, const Checkpoint& checkpoint, const SavePoint& point) override {
+    Checkpoint kept = checkpoint;
+    for (const StateDict::Entry& entry : checkpoint.module_interface_state) {
+      const auto* tensor = entry.value.get_if<at::Tensor>();
+      if (tensor && tensor->is_complex()) meet(kept.module_interface_state, entry.key);
+    }
+    SimpleCheckpointer::write(file, kept, point);
+  }
+  virtual void meet(StateDict& kept, const Key& key) = 0;
+};
+
+struct DropsComplexNumbers : MeetsComplexNumbers {
+  using MeetsComplexNumbers::MeetsComplexNumbers;
+  void meet(StateDict& kept, const Key& key) override { kept.erase(key); }
+};
+
+struct RefusesComplexNumbers : MeetsComplexNumbers {  // as the contract allows
+  using MeetsComplexNumbers::MeetsComplexNumbers;
+  void meet(StateDict&, const Key& key) override { throw Error(Errc::kUnsupported, concat("model.", to_string(key), ": a complex number")); }
+};
+
+struct RefusesComplexNumbersWithoutAName : MeetsComplexNumbers {
+  using MeetsComplexNumbers::MeetsComplexNumbers;
+  void meet(StateDict&, const Key&) override { throw Error(Errc::kUnsupported, "a complex number"); }
+};
+
+struct ForgetsSharingAndStrides : SimpleCheckpointer {  // as the contract allows
+  using SimpleCheckpointer::SimpleCheckpointer;
+  void write(const fs::path& file, const Checkpoint& checkpoint, const SavePoint& point) override {
+    Checkpoint plain = checkpoint;
+    for (StateDict::Entry& entry : plain.module_interface_state) entry.value = entry.value.as_tensor().clone(at::MemoryFormat::Contiguous);
+    SimpleCheckpointer::write(file, plain, point);
+  }
+};
+
+struct TakesBrokenForLater : SimpleCheckpointer {
+  using SimpleCheckpointer::SimpleCheckpointer;
+  Checkpoint read(const fs::path& file) override {
+    try {
+      return SimpleCheckpointer::read(file);
+    } catch (const Error& error) {
+      if (error.code() != Errc::kCorrupt) throw;
+      throw Error(Errc::kUnsupported, concat("of a later version: ", error.what()));
+    }
+  }
+  [[nodiscard]] bool passes_over() const override { return false; }
+};
+
+struct KeepsOneFile : SimpleCheckpointer {  // as the contract allows
+  using SimpleCheckpointer::SimpleCheckpointer;
+  std::vector<std::string> do_save(const Checkpoint& checkpoint, const SavePoint& point) override {
+    write(file_, checkpoint, point);
+    return {file_.string()};
+  }
+  Checkpoint do_load(const LoadRequest& request) override {
+    if (request.from == LoadRequest::From::kPath) return SimpleCheckpointer::do_load(request);
+    if (fs::exists(file_)) return load_file();
+    if (request.required) throw Error(Errc::kNotFound, concat("there is no ", file_.string()));
+    return {};
+  }
+  virtual Checkpoint load_file() {
+    try {
+      return read(file_);
+    } catch (const Error& error) {
+      throw Error(Errc::kCorrupt, error.what());
+    }
+  }
+  fs::path file_ = folder_ / "only.pt";
+};
+
+struct TakesItsBrokenFileForNone : KeepsOneFile {
+  using KeepsOneFile::KeepsOneFile;
+  Checkpoint load_file() override {
+    try {
+      return read(file_);
+    } catch (const Error&) {
+      return {};
+    }
+  }
+};
+
+// In the runs that are to meet a full disk, the save that is to meet it is not the one that was counted before.
+struct IsAnotherOnAFullDisk : SimpleCheckpointer {
+  using SimpleCheckpointer::SimpleCheckpointer;
+  [[nodiscard]] bool on_a_full_disk(const SavePoint& point) const { return folder_.filename().string().starts_with("full_") && point.index == 1; }
+};
+
+struct WritesNothingOnAFullDisk : IsAnotherOnAFullDisk {
+  using IsAnotherOnAFullDisk::IsAnotherOnAFullDisk;
+  std::vector<std::string> do_save(const Checkpoint& checkpoint, const SavePoint& point) override {
+    if (on_a_full_disk(point)) return {"nowhere"};
+    return SimpleCheckpointer::do_save(checkpoint, point);
+  }
+};
+
+// From the second such run on: the first leaves a mark beside its folder with its last save.
+struct WritesToOneFullDisk : IsAnotherOnAFullDisk {
+  using IsAnotherOnAFullDisk::IsAnotherOnAFullDisk;
+  std::vector<std::string> do_save(const Checkpoint& checkpoint, const SavePoint& point) override {
+    const fs::path mark = folder_.parent_path() / "was_full";
+    if (on_a_full_disk(point) && fs::exists(mark)) return {"nowhere"};
+    if (point.index == 2) std::ofstream{mark};
+    return SimpleCheckpointer::do_save(checkpoint, point);
+  }
+};
+
+struct ExitsBeforeItMeetsAFullDisk : IsAnotherOnAFullDisk {
+  using IsAnotherOnAFullDisk::IsAnotherOnAFullDisk;
+  std::vector<std::string> do_save(const Checkpoint& checkpoint, const SavePoint& point) override {
+    if (on_a_full_disk(point)) std::exit(3);
+    return SimpleCheckpointer::do_save(checkpoint, point);
+  }
+};
+
 template <class Wrong>
-std::vector<ContractCheck> failures() {
+CheckpointerContract contract_of() {
   CheckpointerContract contract;
   contract.make = [](HostContext& host) { return std::make_unique<Wrong>(host); };
   contract.max_interruptions = 10;
   contract.max_flips = 12;
   contract.seed = 1;
+  return contract;
+}
+
+// Runs all checks. @return what failed.
+template <class Wrong>
+std::vector<ContractCheck> failures() {
   std::vector<ContractCheck> failed;
-  for (ContractCheck& check : check_checkpointer(contract)) {
+  for (ContractCheck& check : check_checkpointer(contract_of<Wrong>())) {
     if (check.status == CheckStatus::kFailed) failed.push_back(std::move(check));
   }
   return failed;
@@ -215,6 +339,36 @@ TEST(WrongCheckpointerTest, ACrashIsOneFailedCheckWithItsLastWords) {
 TEST(WrongCheckpointerTest, WhatIsSavedIsNotChangedByTraining) { EXPECT_THAT(failures<KeepsWhatItWasLent>(), ElementsAre(is("round trip", "as it was when it was saved"))); }
 TEST(WrongCheckpointerTest, TenIsNewerThanNine) { EXPECT_THAT(failures<OrdersNamesAsTexts>(), ElementsAre(is("newest wins", "the newest is 10"))); }
 TEST(WrongCheckpointerTest, AFailureForgetsNothing) { EXPECT_THAT(failures<ForgetsAfterAFailure>(), ElementsAre(is("exceptions", "what was saved before stays"))); }
+
+TEST(WrongCheckpointerTest, WhatAFormatLacksIsNotDroppedInSilence) {
+  EXPECT_THAT(failures<DropsComplexNumbers>(), ElementsAre(is("round trip", "save of a state with a tensor of complex64 did not fail, so that load gives it, but")));
+}
+TEST(WrongCheckpointerTest, WhatAFormatLacksIsRefusedByName) {
+  EXPECT_THAT(failures<RefusesComplexNumbersWithoutAName>(), ElementsAre(is("round trip", "names the entry 'dtype.complex64', but it failed with: ")));
+  const ContractCheck check = check_checkpointer(contract_of<RefusesComplexNumbers>(), "round trip");
+  EXPECT_EQ(check.status, CheckStatus::kPassed) << to_line(check);
+  EXPECT_EQ(check.detail, "refuses complex64, complex128, complex32");
+}
+TEST(WrongCheckpointerTest, SharingAndStridesNeedNotBeKept) { EXPECT_THAT(failures<ForgetsSharingAndStrides>(), IsEmpty()); }
+TEST(WrongCheckpointerTest, ABrokenFileIsNotOfALaterVersion) {
+  EXPECT_THAT(failures<TakesBrokenForLater>(), ElementsAre(is("broken file", "load says that the damaged file is of another version, where it is broken: ")));
+}
+TEST(WrongCheckpointerTest, WhereTheOnlyFileIsGoneThereIsNoCheckpoint) { EXPECT_THAT(failures<KeepsOneFile>(), IsEmpty()); }
+TEST(WrongCheckpointerTest, WhereTheOnlyFileIsBrokenThereIsOne) {
+  EXPECT_THAT(failures<TakesItsBrokenFileForNone>(), ElementsAre(is("broken file", "load found nothing and did not say why")));
+}
+TEST(WrongCheckpointerTest, ADiskThatWasNeverFullIsNotAPass) {
+  const ContractCheck check = check_checkpointer(contract_of<WritesNothingOnAFullDisk>(), "full disk");
+  EXPECT_EQ(check.status, CheckStatus::kNotRun) << to_line(check);
+  EXPECT_EQ(check.detail, "not run: no save came as far as the call from which on the disk was to be full");
+}
+TEST(WrongCheckpointerTest, OnlyDisksThatWereFullAreCounted) {
+  const ContractCheck check = check_checkpointer(contract_of<WritesToOneFullDisk>(), "full disk");
+  EXPECT_THAT(check.detail, MatchesRegex("full at 1 of [0-9]+ calls that need space"));
+}
+TEST(WrongCheckpointerTest, AnExitBeforeTheDiskIsFullIsAFailure) {
+  EXPECT_THAT(failures<ExitsBeforeItMeetsAFullDisk>(), ElementsAre(is("full disk", "called exit(3)")));
+}
 
 }  // namespace
 }  // namespace marlin::testing

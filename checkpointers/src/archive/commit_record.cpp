@@ -137,6 +137,7 @@ CommitRecord commit_record_of(std::string_view text, std::string_view where, int
   CommitRecord record;
   record.format_version = integer_at(where, json, "format_version");
   if (record.format_version > kFormatVersion) {
+    if (json.contains(kHashKey)) check_own_hash(where, text);  // the number may be what is broken
     unsupported(where, concat("written by a later libmarlin (format version ", record.format_version, "; this one reads ", kFormatVersion,
                                       "); update libmarlin"));
   }

@@ -95,7 +95,7 @@ ZipReader::Directory ZipReader::find_directory() const {
     if (number<uint32_t>(at) == kEnd && at + kEndSize + number<uint16_t>(at + 20) == file_.size()) end = at;
   }
   if (!end) corrupt(kDirectory, kNoEnd);
-  if (number<uint32_t>(*end + 4) != 0) unsupported(kDirectory, "is one part of several");
+  if (number<uint32_t>(*end + 4) != 0) corrupt(kDirectory, "says that it is one part of several, which no checkpoint is");
 
   const Directory found{number<uint32_t>(*end + 16), number<uint32_t>(*end + 12), number<uint16_t>(*end + 10)};
   if (number<uint16_t>(*end + 8) != found.count) corrupt(kDirectory, "contradicts itself on the number of records");

@@ -53,7 +53,7 @@ void SafetensorsCheckpointer::write(const fs::path& file, const Checkpoint& chec
   const fs::path tensors = write_pair(file, checkpoint, point, file_system());
   try {
     for (const fs::path& other : tensor_files_of(file, file_system())) {
-      if (other != tensors) file_system().remove(other);
+      if (other != tensors && is_of_a_checkpoint(other)) file_system().remove(other);
     }
   } catch (const Error& error) {  // removed when the next run begins
     log(LogLevel::kWarning, error.what());
@@ -104,10 +104,17 @@ std::string SafetensorsCheckpointer::run_id_of(const fs::path& file) const { ret
 void SafetensorsCheckpointer::remove(const fs::path& file) {
   const bool is_record = checkpoint_names().parse(file.filename().string()).has_value();
   const std::vector<fs::path> tensors = is_record ? tensor_files_of(file, file_system()) : std::vector<fs::path>();
+  fs::path named;
+  try {
+    if (is_record) named = read_record(file).tensors;
+  } catch (const Error&) {  // broken: its tensors are known by themselves
+  }
   file_system().remove(file);
   if (tensors.empty()) return;
   file_system().sync_directory(file.parent_path());
-  for (const fs::path& each : tensors) file_system().remove(each);
+  for (const fs::path& each : tensors) {
+    if (each == named || is_of_a_checkpoint(each)) file_system().remove(each);
+  }
 }
 
 // Tensors whose record was not written any more, or was written anew with others. Where there is one file and a record, it is the record's.
@@ -116,7 +123,7 @@ void SafetensorsCheckpointer::sweep(const fs::path& folder) {
   for (const std::string& name : file_system().list(folder)) {
     const auto record = record_name_for(name);
     std::error_code ignored;
-    if (record && fs::is_regular_file(folder / name, ignored)) by_record[folder / *record].push_back(folder / name);
+    if (record && fs::is_regular_file(folder / name, ignored) && is_of_a_checkpoint(folder / name)) by_record[folder / *record].push_back(folder / name);
   }
   for (const auto& [record, files] : by_record) {
     std::error_code error;

@@ -35,6 +35,7 @@ fs::path free_name(const fs::path& record) {
     const fs::path file = record.parent_path() / tensors_name(record, attempt);
     std::error_code error;
     if (fs::symlink_status(file, error).type() == fs::file_type::not_found) return file;
+    if (error) throw Error(Errc::kIo, concat("cannot look at ", file.string(), ": ", error.message()));
   }
 }
 
@@ -122,6 +123,16 @@ std::vector<fs::path> tensor_files_of(const fs::path& record, const FileSystem& 
   }
   std::sort(files.begin(), files.end());
   return files;
+}
+
+bool is_of_a_checkpoint(const fs::path& tensors) {
+  try {
+    const SafetensorsReader reader(tensors, Verify::kOff);
+    const auto& metadata = reader.metadata();
+    return !reader.written().xxh3_128.empty() && std::find(metadata.begin(), metadata.end(), SafetensorsMetadata::value_type{"kind", "full"}) != metadata.end();
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 fs::path write_pair(const fs::path& record_file, const Checkpoint& checkpoint, const SavePoint& point, FileSystem& file_system) {

@@ -24,6 +24,10 @@ inline constexpr const char* kTensorsExtension = "safetensors";
 /// The files beside a record that have one of the names for its tensors. @throws Error kIo.
 [[nodiscard]] std::vector<std::filesystem::path> tensor_files_of(const std::filesystem::path& record, const FileSystem& file_system);
 
+/// Whether a file holds the tensors of a checkpoint that write_pair() wrote, rather than an export or what somebody else put there
+/// under such a name: only the former may be removed.
+[[nodiscard]] bool is_of_a_checkpoint(const std::filesystem::path& tensors);
+
 /// Writes the tensors under a name that is free, then the record, both durably. Whatever fails, and whenever the process ends, the
 /// checkpoint that had this name before is whole until the new one is; its tensors are left for the caller to remove.
 /// @return the file of the tensors. @throws as write_safetensors(). What was written of the tensors is then gone, unless the record

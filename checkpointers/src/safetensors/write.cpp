@@ -33,6 +33,7 @@ void check(const std::vector<NamedTensor>& tensors) {
   std::unordered_set<std::string_view> names;
   for (const auto& [name, tensor] : tensors) {
     if (const std::string why = archive::unwritable(tensor); !why.empty()) refuse(name, why);
+    if (tensor.dim() > static_cast<int64_t>(kMaxDimensions)) refuse(name, concat("has ", tensor.dim(), " dimensions; readers take ", kMaxDimensions));
     const Dtype* dtype = dtype_of(tensor.scalar_type());
     const std::string type(c10::getDtypeNames(tensor.scalar_type()).first);
     if (dtype == nullptr) refuse(name, concat("safetensors has no dtype ", type));

@@ -10,7 +10,7 @@ namespace marlin {
 using namespace std::chrono_literals;
 
 CallWatch::CallWatch(Logger& logger, double limit_seconds)
-    : logger_(logger), limit_(std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(limit_seconds))) {}
+    : logger_(logger), limit_(std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(std::clamp(limit_seconds, 1e-3, 1e8)))) {}
 
 CallWatch::~CallWatch() {
   {
@@ -43,7 +43,7 @@ void CallWatch::look() {
     if (!running || running->elapsed < watched.limit) continue;
     const double seconds = std::chrono::duration<double>(watched.limit).count();
     logger_.warning(seam->title(), ": ", running->call, " has taken ", seconds, " s and goes on");
-    watched.limit *= 2;
+    watched.limit = std::min<std::chrono::nanoseconds>(watched.limit * 2, std::chrono::hours(24 * 365));
   }
 }
 

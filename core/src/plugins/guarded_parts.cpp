@@ -2,14 +2,26 @@
 
 #include <utility>
 
+#include "marlin/sdk/error.h"
+
 namespace marlin {
 namespace {
 
 using Watch = Seam::Watch;
 
+// What a destructor throws has nowhere to go: close() and flush() are there to report.
+template <class Part>
+void destroy(const Seam& seam, std::unique_ptr<Part>& part) noexcept {
+  try {
+    seam.call("destructor", Watch::kCall, [&] { part.reset(); });
+  } catch (const Error&) {
+  }
+}
+
 class GuardedWriter final : public Writer {
  public:
   GuardedWriter(std::shared_ptr<const Seam> seam, std::unique_ptr<Writer> writer) : seam_(std::move(seam)), writer_(std::move(writer)) {}
+  ~GuardedWriter() override { destroy(*seam_, writer_); }
 
   void open() override {
     seam_->call("open", Watch::kCall, [&] { writer_->open(); });
@@ -28,16 +40,17 @@ class GuardedWriter final : public Writer {
 
 class GuardedBackend final : public TrainerBackend {
  public:
-  GuardedBackend(std::shared_ptr<const Seam> seam, std::unique_ptr<TrainerBackend> backend) : seam_(std::move(seam)), epochs_(seam_->title()), backend_(std::move(backend)) {}
+  GuardedBackend(std::shared_ptr<const Seam> seam, std::unique_ptr<TrainerBackend> backend) : seam_(std::move(seam)), backend_(std::move(backend)) {}
+  ~GuardedBackend() override { destroy(*seam_, backend_); }
 
   void init(const BackendSetup& setup) override {
-    call("init", [&] { backend_->init(setup); });
+    seam_->call("init", Watch::kCall, [&] { backend_->init(setup); });
   }
   EpochResult train(DataLoader& loader, int64_t epoch, int64_t steps_done, StepListener& listener) override {
-    return epochs_.call("train", Watch::kNothing, [&] { return backend_->train(loader, epoch, steps_done, listener); });
+    return seam_->call("train", Watch::kNothing, [&] { return backend_->train(loader, epoch, steps_done, listener); }, Seam::Phase::kShared);
   }
   EpochResult validate(DataLoader& loader, const std::string& name, int64_t epoch, StepListener& listener) override {
-    return epochs_.call("validate", Watch::kNothing, [&] { return backend_->validate(loader, name, epoch, listener); });
+    return seam_->call("validate", Watch::kNothing, [&] { return backend_->validate(loader, name, epoch, listener); }, Seam::Phase::kShared);
   }
   int64_t global_step_completed() const override {
     return call("global_step_completed", [&] { return backend_->global_step_completed(); });
@@ -46,13 +59,13 @@ class GuardedBackend final : public TrainerBackend {
     return call("batches_completed", [&] { return backend_->batches_completed(); });
   }
   StateDict get_state() const override {
-    return call("get_state", [&] { return backend_->get_state(); });
+    return seam_->call("get_state", Watch::kCall, [&] { return backend_->get_state(); });
   }
   std::vector<std::string> differences(const StateDict& state) const override {
-    return call("differences", [&] { return backend_->differences(state); });
+    return seam_->call("differences", Watch::kCall, [&] { return backend_->differences(state); });
   }
   void update_state(const StateDict& state) override {
-    call("update_state", [&] { backend_->update_state(state); });
+    seam_->call("update_state", Watch::kCall, [&] { backend_->update_state(state); });
   }
 
  private:
@@ -61,7 +74,6 @@ class GuardedBackend final : public TrainerBackend {
     return seam_->call(name, Watch::kNothing, body);
   }
   std::shared_ptr<const Seam> seam_;
-  Seam epochs_;  // much of what runs in there is the module's and the listener's, so their Errors and crashes are not the plugin's
   std::unique_ptr<TrainerBackend> backend_;
 };
 

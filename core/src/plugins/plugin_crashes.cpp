@@ -9,13 +9,16 @@
 
 #include <array>
 #include <atomic>
+#include <climits>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <exception>
 #include <mutex>
 #include <string_view>
 #include <typeinfo>
 
+#include "marlin/sdk/plugin.h"
 #include "marlin/sdk/seam.h"
 #include "marlin/sdk/text.h"
 #include "plugin_code.h"
@@ -34,13 +37,22 @@ std::atomic<size_t> g_num_ranges = 0;
 std::mutex g_ranges_mutex;
 
 struct Search {
-  const char* file;
+  uintptr_t within;  // an address of the library
   const char* title;
 };
 
+bool holds(const dl_phdr_info& info, uintptr_t address) {
+  for (size_t i = 0; i < info.dlpi_phnum; ++i) {
+    const ElfW(Phdr)& segment = info.dlpi_phdr[i];
+    const uintptr_t begin = info.dlpi_addr + segment.p_vaddr;
+    if (segment.p_type == PT_LOAD && address >= begin && address < begin + segment.p_memsz) return true;
+  }
+  return false;
+}
+
 int add_ranges(dl_phdr_info* info, size_t, void* data) {
   const auto& search = *static_cast<Search*>(data);
-  if (std::strcmp(info->dlpi_name, search.file) != 0) return 0;
+  if (!holds(*info, search.within)) return 0;
   for (size_t i = 0; i < info->dlpi_phnum; ++i) {
     const ElfW(Phdr)& segment = info->dlpi_phdr[i];
     const size_t count = g_num_ranges.load(std::memory_order_relaxed);
@@ -81,11 +93,21 @@ class Line {
   }
 
  private:
-  char text_[1024];
+  char text_[2 * PATH_MAX];
   size_t size_ = 0;
 };
 
 int code_of(const Seam::Frame* frame) { return frame && frame->phase == Seam::Phase::kMaking ? 2 : 1; }
+
+// Of the code on this thread's stack, the first that is a plugin's. Not to be asked twice: unwinding may itself meet what is broken.
+const char* owner_of_stack() {
+  void* frames[64];
+  const int count = ::backtrace(frames, static_cast<int>(std::size(frames)));
+  for (int i = 0; i < count; ++i) {
+    if (const char* owner = plugin_at(reinterpret_cast<uintptr_t>(frames[i]))) return owner;
+  }
+  return nullptr;
+}
 
 // The innermost call of a plugin on this thread; calls of built-in parts do not count.
 const Seam::Frame* plugin_call() noexcept {
@@ -121,10 +143,31 @@ uintptr_t program_counter(void* context) {
 #endif
 }
 
+// The plugin in whose code a signal was met. abort() is met in the C library, so there the stack is asked; that may hang where memory is
+// broken, and then the process is ended by an alarm.
+const char* owner_of_signal(int signal, void* context) {
+  if (const char* owner = plugin_at(program_counter(context))) return owner;
+  if (signal != SIGABRT || g_num_ranges.load(std::memory_order_acquire) == 0) return nullptr;
+  ::signal(SIGALRM, SIG_DFL);
+  ::alarm(5);
+  const char* owner = owner_of_stack();
+  ::alarm(0);
+  return owner;
+}
+
+// While a plugin's call runs on another thread, a crash on this one may come of that call's exit(), which takes things away from
+// under threads that still run. Then that thread says so in a moment, and ends the process.
+void wait_for_exit_called() {
+  const timespec moment{.tv_sec = 0, .tv_nsec = 10'000'000};
+  for (int i = 0; i < 50 && Seam::num_running() > 0; ++i) ::nanosleep(&moment, nullptr);
+}
+
 void on_fatal_signal(int signal, siginfo_t* info, void* context) {
   const int saved = errno;
   const Seam::Frame* call = plugin_call();
-  const char* owner = call ? nullptr : plugin_at(program_counter(context));
+  const bool shared = call && call->phase == Seam::Phase::kShared;  // then it is the plugin's only if its code is met
+  const char* owner = !call || shared ? owner_of_signal(signal, context) : nullptr;
+  if (shared && !owner) call = nullptr;
   if (call || owner) {
     Line line;
     line << "error: ";
@@ -132,6 +175,7 @@ void on_fatal_signal(int signal, siginfo_t* info, void* context) {
     if (signal == SIGSEGV || signal == SIGBUS) (line << " at address 0x").number(reinterpret_cast<uintptr_t>(info->si_addr), 16);
     (line << kRemedy).end(code_of(call));
   }
+  if (!Seam::innermost()) wait_for_exit_called();
   // Not ours: what was there before is put back, and meets the signal when this returns.
   for (size_t i = 0; i < std::size(kSignals); ++i) {
     if (kSignals[i] == signal) ::sigaction(signal, &g_before[i], nullptr);
@@ -141,7 +185,7 @@ void on_fatal_signal(int signal, siginfo_t* info, void* context) {
 }
 
 void catch_fatal_signals() {
-#ifndef __SANITIZE_ADDRESS__
+#if !defined(__SANITIZE_ADDRESS__) && !MARLIN_CLANG_HAS(address_sanitizer)
   alignas(16) static char stack[64 * 1024];  // for a plugin that has used up the main thread's
   const stack_t alternate{.ss_sp = stack, .ss_flags = 0, .ss_size = sizeof stack};
   ::sigaltstack(&alternate, nullptr);
@@ -159,9 +203,14 @@ void on_exit_called(int status, void*) {
   const Seam::Frame* call = plugin_call();
   if (!call) return;
   Line line;
-  (line << "error: " << call->seam->title() << ": " << call->call << " called exit(").number(static_cast<uintptr_t>(status), 10);
+  line << "error: " << call->seam->title() << ": " << call->call << " called exit(" << (status < 0 ? "-" : "");
+  line.number(static_cast<uintptr_t>(std::abs(static_cast<long>(status))), 10);
   (line << "); a plugin throws an exception instead").end(code_of(call));
 }
+
+// What was registered last is called first. LibTorch registers the end of its own things as they come up, and a training thread that
+// still runs crashes without them, so this has to be registered again now and then.
+void hear_of_exit_first() noexcept { ::on_exit(&on_exit_called, nullptr); }
 
 void on_quick_exit() {
   const Seam::Frame* call = plugin_call();
@@ -172,20 +221,11 @@ void on_quick_exit() {
 
 std::terminate_handler g_terminate_before = nullptr;
 
-// Of a thread that is in no call: the plugin whose code is on its stack.
-const char* owner_of_stack() {
-  void* frames[64];
-  const int count = ::backtrace(frames, static_cast<int>(std::size(frames)));
-  for (int i = 0; i < count; ++i) {
-    if (const char* owner = plugin_at(reinterpret_cast<uintptr_t>(frames[i]))) return owner;
-  }
-  return nullptr;
-}
-
 void on_terminate() {
   const Seam::Frame* call = plugin_call();
+  if (call && call->phase == Seam::Phase::kShared) call = nullptr;  // the module's or the listener's, as likely
   const char* owner = call ? nullptr : owner_of_stack();
-  if (!call && !owner) {
+  if (!call && (!owner || Seam::innermost())) {
     if (g_terminate_before) g_terminate_before();
     std::abort();
   }
@@ -205,9 +245,9 @@ void on_terminate() {
 
 }  // namespace
 
-void remember_plugin_code(const std::string& file, const std::string& title) {
+void remember_plugin_code(const void* within, const std::string& title) {
   const std::lock_guard lock(g_ranges_mutex);
-  Search search{file.c_str(), ::strdup(title.c_str())};  // never freed: a signal handler may read it at any time
+  Search search{reinterpret_cast<uintptr_t>(within), ::strdup(title.c_str())};  // never freed: a signal handler may read it at any time
   ::dl_iterate_phdr(&add_ranges, &search);
 }
 
@@ -222,8 +262,11 @@ const char* plugin_at(uintptr_t address) noexcept {
 void report_plugin_crashes() {
   static std::once_flag once;
   std::call_once(once, [] {
+    void* frame = nullptr;
+    ::backtrace(&frame, 1);  // the first call loads what it needs; a signal handler must not
     catch_fatal_signals();
-    ::on_exit(&on_exit_called, nullptr);
+    Seam::set_hook_of_some_calls(&hear_of_exit_first);
+    hear_of_exit_first();
     std::at_quick_exit(&on_quick_exit);
     g_terminate_before = std::set_terminate(&on_terminate);
   });

@@ -157,7 +157,7 @@ const LoadedPlugin& PluginHost::load(const std::string& name_or_path, PluginKind
 
   const auto seam = seam_of(*plugin);
   plugin->descriptor = seam->call("load", Watch::kCall, [&] { return link(*plugin); }, Phase::kMaking);
-  remember_plugin_code(path, plugin->title());
+  remember_plugin_code(plugin->descriptor, plugin->title());
   refuse_second_torch(plugin->title());
   if (const auto table = plugin->descriptor->info.options) {
     plugin->options = seam->call("options", Watch::kCall, [&] { return table(); }, Phase::kMaking);

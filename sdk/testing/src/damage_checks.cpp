@@ -1,4 +1,5 @@
 // Files that do not come back as they were written.
+#include <algorithm>
 #include <random>
 #include <set>
 #include <vector>
@@ -38,23 +39,29 @@ std::vector<Damage> damages(const std::string& content, int64_t flips, std::mt19
   return result;
 }
 
-// The older state, the newer one, or an Error.
-void look_at_damage(const Stage& stage, const fs::path& folder) {
+// The older state, the newer one, or an Error. @param nothing_left  no file of a save is there any more: then there is no checkpoint,
+// and that is no error.
+void look_at_damage(const Stage& stage, const fs::path& folder, bool nothing_left) {
   Subject subject(stage, folder);
   try {
     const Checkpoint found = subject.try_load(newest());
+    if (found.empty() && nothing_left) return;
     if (found.empty()) throw Broken("load found nothing and did not say why: a run would silently start afresh");
     const std::string differs = difference(state_at(2), found);
     if (differs.empty() || difference(state_at(1), found).empty()) return;
     throw Broken(concat("load gave a state that was never saved: ", differs));
-  } catch (const Error&) {
-    return;
+  } catch (const Error& error) {
+    // As if it were whole: whoever hears that looks for a later version, not for the older checkpoint, which is whole.
+    if (error.code() == Errc::kUnsupported) throw Broken(concat("load says that the damaged file is of another version, where it is broken: ", error.what()));
   }
 }
 
 }  // namespace
 
 std::string check_broken_file(const Stage& stage) {
+  const fs::path opened_only = stage.fresh("opened");
+  in_new_process("opening", [&] { Subject(stage, opened_only).open(); });
+  const Files opened = files_below(opened_only);
   const fs::path folder = stage.fresh("run");
   in_new_process("saving twice", [&] {
     Subject subject(stage, folder);
@@ -76,6 +83,7 @@ std::string check_broken_file(const Stage& stage) {
   }
   if (newer.empty()) throw NotRun("not applicable: it wrote no files");
   const size_t all = newer.size();
+  const auto saved = std::ranges::count_if(after, [&](const auto& file) { return !opened.contains(file.first); });
   if (newer.size() > static_cast<size_t>(stage.contract.max_files)) newer.resize(static_cast<size_t>(stage.contract.max_files));
 
   std::mt19937_64 random(stage.seed);
@@ -89,7 +97,9 @@ std::string check_broken_file(const Stage& stage) {
       } else {
         write(folder / name, damage.content);
       }
-      in_new_process(concat("with '", name, "' ", damage.what, " (seed ", stage.seed, ")"), [&] { look_at_damage(stage, folder); });
+      in_new_process(concat("with '", name, "' ", damage.what, " (seed ", stage.seed, ")"), [&] {
+        look_at_damage(stage, folder, damage.gone && saved == 1 && !opened.contains(name));
+      });
       ++count;
     }
   }

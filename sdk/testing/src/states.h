@@ -1,8 +1,12 @@
 // The states that the checks save, and what is found when they are loaded.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "marlin/sdk/checkpoint.h"
 
@@ -15,10 +19,19 @@ inline constexpr int64_t kStepsPerEpoch = 10;
 [[nodiscard]] Checkpoint state_at(int64_t epoch);
 /// The same after `global_step` optimizer steps, in the middle of an epoch.
 [[nodiscard]] Checkpoint state_at_step(int64_t global_step);
-/// A state with every kind of value, and tensors of every common dtype and shape.
+/// A state with every kind of value, and tensors of every dtype that models are made of, and of every shape. Formats keep all of it.
 [[nodiscard]] Checkpoint varied_state();
 
-/// Where two states differ, "trainer_state.optimizers.0: ..."; empty: nowhere, bit for bit. `source` is not compared.
+/// A tensor of a dtype that a format may lack; a model's entry has the name `entry`.
+struct RareTensor {
+  std::string_view dtype;  ///< "complex64"
+  std::string entry;       ///< "dtype.complex64"
+  at::Tensor tensor;
+};
+[[nodiscard]] std::vector<RareTensor> rare_tensors();
+
+/// Where two states differ, "trainer_state.optimizers.0: ..."; empty: nowhere, bit for bit. Not compared: `source`, strides, whether
+/// tensors share storage: a format need not keep them.
 [[nodiscard]] std::string difference(const Checkpoint& saved, const Checkpoint& loaded);
 
 /// Changes every tensor of the state in place, as training goes on with the memory that was saved from.

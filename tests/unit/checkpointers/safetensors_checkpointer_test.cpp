@@ -181,6 +181,23 @@ TEST_F(SafetensorsCheckpointerTest, TensorsThatNoRecordNamesAreRemovedWhenARunBe
   EXPECT_THAT(logger_.lines(LogLevel::kInfo), Contains(HasSubstr("checkpoint_5.safetensors (left by a save that was cut short)")));
 }
 
+TEST_F(SafetensorsCheckpointerTest, WhatSomebodyElsePutThereUnderSuchANameStays) {
+  write_safetensors(file("checkpoint_4.safetensors"), {{"w", torch::ones({2})}}, {{"format", "pt"}}, Hashes::kNone);
+  write_file(folder_ / "checkpoint_5.safetensors", "no safetensors at all");
+  const std::string before = content_of(folder_ / "checkpoint_4.safetensors");
+  make()->open({});
+  save(4);
+  make()->open({.loaded_from = file("checkpoint_4.json")});
+  EXPECT_EQ(content_of(folder_ / "checkpoint_4.safetensors"), before);
+  EXPECT_THAT(saved(), ElementsAre("checkpoint_4.1.safetensors", "checkpoint_4.json", "checkpoint_4.safetensors", "checkpoint_5.safetensors"));
+  EXPECT_TRUE(test::equal(load(file("checkpoint_4.json")), rich_checkpoint(4)));
+}
+
+TEST_F(SafetensorsCheckpointerTest, ANameTooLongForItsTensorsIsAnErrorAndNotASearchWithoutEnd) {
+  options_.file_prefix = std::string(244, 'x');  // with "_4.json" 251 bytes; with "_4.safetensors" more than a name may have
+  EXPECT_THAT([&] { save(4); }, ThrowsError(Errc::kIo, HasSubstr("File name too long")));
+}
+
 TEST_F(SafetensorsCheckpointerTest, BesideARecordThatCannotBeReadNothingIsRemoved) {
   save(4);
   std::filesystem::copy(file("checkpoint_4.safetensors"), file("checkpoint_4.1.safetensors"));

@@ -72,7 +72,10 @@ TEST_F(SafetensorsDamageTest, EveryFlippedByteOfEitherFileIsTold) {
   for (const std::filesystem::path& file : files()) {
     const std::string whole = content_of(file);
     for (size_t at = 0; at < whole.size(); ++at) {
-      for (const int mask : {1 << (at % 8), 0xff}) {
+      const bool is_record = file.extension() == ".json";  // nothing but its own hash stands before what it says
+      std::vector<int> masks = {0xff, 1 << (at % 8)};
+      if (is_record) masks = {0xff, 1, 2, 4, 8, 16, 32, 64, 128};
+      for (const int mask : masks) {
         std::string changed = whole;
         changed[at] = static_cast<char>(changed[at] ^ mask);
         test::replace_file(file, changed);

@@ -152,6 +152,7 @@ TEST_F(SafetensorsFileTest, WhatCannotBeWrittenIsRefusedByNameAndNothingIsWritte
   refuse({"wave", torch::ones({2}, at::kComplexFloat)}, "'wave': many readers of safetensors know no dtype complex64");
   refuse({"q", torch::quantize_per_tensor(torch::ones({2}), 0.1, 0, at::kQInt8)}, "'q': a quantised tensor");
   refuse({"s", torch::eye(3).to_sparse()}, "'s': a tensor of layout Sparse");
+  refuse({"deep", torch::ones(std::vector<int64_t>(65, 1))}, "'deep': has 65 dimensions; readers take 64");
   refuse({"m", torch::empty({2}, at::kMeta)}, "'m': a tensor without memory");
   refuse({"u", at::Tensor()}, "'u': an undefined tensor");
   refuse({"fine", torch::ones({1})}, "'fine': there are two of this name");

@@ -25,6 +25,7 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
 using ::testing::StrEq;
+using testing::ThrowsError;
 
 const std::string kPlugins = MARLIN_BINARY_DIR "/bad_plugins";
 

@@ -48,6 +48,16 @@ TEST(SeamTest, AnErrorThatNamesThePluginIsNotGivenItsNameTwice) {
   EXPECT_STREQ(error.what(), "plugin 'x': inner failed: no room");
 }
 
+TEST(SeamTest, AnErrorOfWhatAPluginRunsForOthersStaysAsItIs) {
+  const Seam seam("plugin 'x'", true);
+  try {
+    seam.call("train", Watch::kNothing, [] { throw Error(Errc::kTraining, "the loss is not finite"); }, Phase::kShared);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "the loss is not finite");
+  }
+}
+
 TEST(SeamTest, OtherExceptionsBecomeErrorsOnOneLine) {
   const Seam seam("plugin 'x'", true);
   EXPECT_STREQ(error_of(seam, [] { throw std::runtime_error("two\nlines"); }).what(), "plugin 'x': save failed: two\\nlines");

@@ -39,12 +39,12 @@ class CallWatch;
 /// A library that was loaded stays loaded for the life of the process, also one that was refused afterwards.
 /// Every Error is of code kPlugin or, if a plugin threw an Error, of its code; its one line says what, which file, why, and what to do.
 /// What a plugin makes is guarded: whatever it throws becomes an Error that names plugin, file and call; a call that takes long is
-/// warned about while it lasts; and the working folder is changed back if a call changed it.
+/// warned about while it lasts; and the working folder is changed back if a call changed it and no other call ran beside it.
 class MARLIN_ABI PluginHost {
  public:
   /// Folders searched for a plain name, in this order: those given, those of the environment's MARLIN_PLUGIN_PATH (separated
   /// by ':'), and marlin/plugins beside the libmarlin.so that is running.
-  /// @param slow_call_seconds  a call that takes longer is warned about. Unit: seconds.
+  /// @param slow_call_seconds  a call that takes longer is warned about; epochs of a backend are not. Unit: seconds. Range: 0.001 to 1e8.
   PluginHost(std::vector<std::string> plugin_path, HostContext context, double slow_call_seconds = 5.0);
   PluginHost(const PluginHost&) = delete;
   PluginHost& operator=(const PluginHost&) = delete;

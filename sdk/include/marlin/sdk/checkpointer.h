@@ -69,6 +69,7 @@ class MARLIN_ABI AbstractCheckpointer {
 
   /// The name under which it was asked for, used in messages. Default "checkpointer".
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
+  /// Not from a hook.
   void set_name(std::string name);
   /// How its calls are named and watched from now on: the host's, for what a plugin made. Default: Seam("checkpointer '<name>'").
   void set_seam(std::shared_ptr<const Seam> seam);

@@ -11,6 +11,12 @@
 #include "marlin/sdk/host.h"
 #include "marlin/sdk/options.h"
 
+#if defined(__has_feature)
+#define MARLIN_CLANG_HAS(feature) __has_feature(feature)
+#else
+#define MARLIN_CLANG_HAS(feature) 0
+#endif
+
 namespace marlin {
 
 class AbstractCheckpointer;
@@ -63,9 +69,9 @@ struct BuildFacts {
 #else
   uint32_t glibcxx_debug = 0;
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__) || MARLIN_CLANG_HAS(address_sanitizer)
   uint32_t sanitizer = 1;
-#elif defined(__SANITIZE_THREAD__)
+#elif defined(__SANITIZE_THREAD__) || MARLIN_CLANG_HAS(thread_sanitizer)
   uint32_t sanitizer = 2;
 #else
   uint32_t sanitizer = 0;

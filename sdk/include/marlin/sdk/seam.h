@@ -20,6 +20,7 @@ class MARLIN_ABI Seam {
   enum class Phase : uint8_t {
     kMaking,   ///< Loading a plugin, or making something with it.
     kWorking,
+    kShared,   ///< Much of what runs in there is others': a backend's epoch runs the module and the listener. Errors stay as they are.
   };
   /// What a call is watched for.
   enum class Watch : uint8_t {
@@ -45,7 +46,7 @@ class MARLIN_ABI Seam {
     try {
       return body();
     } catch (...) {
-      translate(name);
+      translate(name, phase);
     }
   }
 
@@ -65,6 +66,10 @@ class MARLIN_ABI Seam {
   };
   /// The innermost call that runs on this thread; null: none. Safe in a signal handler.
   [[nodiscard]] static const Frame* innermost() noexcept;
+  /// How many watched calls run now, on whatever thread. Safe in a signal handler.
+  [[nodiscard]] static int num_running() noexcept;
+  /// From now on `hook` runs before the first, second, fourth, eighth ... watched call of the process, on the thread that makes it.
+  static void set_hook_of_some_calls(void (*hook)() noexcept) noexcept;
 
  private:
   class MARLIN_ABI Scope {
@@ -75,13 +80,15 @@ class MARLIN_ABI Seam {
     ~Scope();
 
    private:
+    void compare_folder() const;
+
     Frame frame_;
     bool watched_;
+    uint64_t entered_ = 0;  // watched calls of the process so far, with this one
     std::string folder_;
   };
 
-  [[noreturn]] void translate(const char* call) const;
-  void restore(const std::string& folder, const char* call) const;
+  [[noreturn]] void translate(const char* call, Phase phase) const;
 
   std::string title_;
   bool foreign_;

@@ -24,6 +24,9 @@ namespace marlin::testing {
 /// its reason. So that forking is safe, the calling process must neither make a checkpointer nor run tensor operations itself (they
 /// may start threads, which a forked process lacks), nor have threads that hold locks: run the checks first thing.
 ///
+/// "round trip" wants values of every kind and tensors of the usual dtypes back, bit for bit; that tensors share storage, and strides,
+/// need not be kept. Tensors of a rarer dtype (complex64, uint16, float8_e4m3fn, ...) are kept, or their save is refused by name.
+///
 /// "kill in the middle of a save" and "full disk" ask the kernel (seccomp, no privileges needed) to stop before every system call that
 /// changes files, so they hold for any way to write but mmap and io_uring. Where the system refuses that, they are not run, and say so.
 struct CheckpointerContract {
