@@ -31,9 +31,15 @@ LogLevel level_of(const std::string& name) {
 
 constexpr std::string_view kProbe = "probe";
 
+// What was made below a folder that was there is to outlive a power cut, or no checkpoint in it does.
+void sync_made(const fs::path& existing, const fs::path& folder) {
+  for (fs::path made = folder; made != existing && made.has_relative_path(); made = made.parent_path()) posix_file_system().sync_directory(made.parent_path());
+}
+
 // Makes the folder if it is not there, and a file in it for a moment: permissions alone do not tell of a read-only file system or of /proc.
 void check_writable(const char* option, const fs::path& folder) {
-  fs::path existing = fs::absolute(folder).lexically_normal();
+  const fs::path whole = fs::absolute(folder).lexically_normal();
+  fs::path existing = whole;
   std::error_code error;
   while (!fs::exists(fs::symlink_status(existing, error)) && existing.has_relative_path()) existing = existing.parent_path();
   if (!fs::is_directory(existing, error)) {
@@ -43,6 +49,11 @@ void check_writable(const char* option, const fs::path& folder) {
   }
   fs::create_directories(folder, error);
   if (error) refuse_folder(option, folder, concat("it cannot be made in '", existing.string(), "': ", error.message()));
+  try {
+    sync_made(existing, whole);
+  } catch (const Error& problem) {
+    refuse_folder(option, folder, problem.what());
+  }
   const fs::path probe = folder / temporary_name(kProbe);
   const int file = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
   if (file < 0) refuse_folder(option, folder, std::strerror(errno));

@@ -5,6 +5,7 @@
 // of this file, gives the plugin's name and its options: they stand in --help with all others.
 #include <marlin/checkpointers/default_checkpointer.h>
 #include <marlin/checkpointers/durable_file.h>
+#include <marlin/checkpointers/file_system.h>
 #include <marlin/checkpointers/names.h>
 #include <marlin/sdk/checkpointer.h>
 #include <marlin/sdk/error.h>
@@ -62,9 +63,7 @@ class MirrorCheckpointer : public marlin::AbstractCheckpointer {
           "): give --resume auto to go on with it, or other folders with --checkpointer.save_dir and --checkpointer.mirror_dir"));
     }
     for (const fs::path& folder : folders_) {
-      std::error_code error;
-      fs::create_directories(folder, error);
-      if (error) throw Error(Errc::kInvalidArgument, concat("cannot make the folder '", folder.string(), "': ", error.message()));
+      marlin::posix_file_system().make_directories(folder);  // durably, as the files in it
       marlin::remove_stale_temporaries(folder, [&](std::string_view name) { return names_.parse(name).has_value(); });
     }
   }
