@@ -7,16 +7,12 @@
 #include <cstdlib>
 #include <fstream>
 #include <map>
-#include <ostream>
 
 #include "marlin/testing/checkpointer_contract.h"
 #include "simple_checkpointer.h"
-#include "temp_folder.h"
+#include "wrong_checkpointer.h"
 
 namespace marlin::testing {
-
-void PrintTo(const ContractCheck& check, std::ostream* stream) { *stream << to_line(check); }
-
 namespace {
 
 namespace fs = std::filesystem;
@@ -25,13 +21,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::MatchesRegex;
 
-// What write_checkpoint() would write.
-std::string bytes_of(const Checkpoint& checkpoint, const SavePoint& point) {
-  const TempFolder folder;
-  write_checkpoint(folder / "bytes", checkpoint, point, Durability::kUnsynced);
-  return content_of(folder / "bytes");
-}
-
 // Whole in the end, but for a while under its own name and not yet whole; what fails is taken away.
 struct WritesInPlace : SimpleCheckpointer {
   using SimpleCheckpointer::SimpleCheckpointer;
@@ -39,7 +28,7 @@ struct WritesInPlace : SimpleCheckpointer {
     const std::string bytes = bytes_of(checkpoint, point);
     std::FILE* stream = std::fopen(file.c_str(), "wb");
     const bool good = stream && std::fwrite(bytes.data(), 1, bytes.size(), stream) == bytes.size();
-    if ((stream && std::fclose(stream) != 0) || !good) {
+    if ((stream && std::fclose(stream) != 0) || !good || !sync(file) || !sync(folder_)) {
       fs::remove(file);
       throw Error(Errc::kIo, "cannot write " + file.string());
     }
@@ -53,7 +42,9 @@ struct IgnoresAFullDisk : SimpleCheckpointer {
     const fs::path temporary = file.string() + ".tmp";
     std::ofstream(temporary, std::ios::binary) << bytes_of(checkpoint, point);  // whether that worked is not asked
     fs::rename(temporary, file);
+    (void)sync(temporary);
   }
+    (void)sync(folder_);
 };
 
 struct LoadsAFlippedByte : SimpleCheckpointer {
@@ -286,30 +277,6 @@ struct ExitsBeforeItMeetsAFullDisk : IsAnotherOnAFullDisk {
   }
 };
 
-template <class Wrong>
-CheckpointerContract contract_of() {
-  CheckpointerContract contract;
-  contract.make = [](HostContext& host) { return std::make_unique<Wrong>(host); };
-  contract.max_interruptions = 10;
-  contract.max_flips = 12;
-  contract.seed = 1;
-  return contract;
-}
-
-// Runs all checks. @return what failed.
-template <class Wrong>
-std::vector<ContractCheck> failures() {
-  std::vector<ContractCheck> failed;
-  for (ContractCheck& check : check_checkpointer(contract_of<Wrong>())) {
-    if (check.status == CheckStatus::kFailed) failed.push_back(std::move(check));
-  }
-  return failed;
-}
-
-auto is(const char* name, const char* detail) {
-  return ::testing::AllOf(::testing::Field("name", &ContractCheck::name, name), ::testing::Field("detail", &ContractCheck::detail, HasSubstr(detail)));
-}
-
 TEST(WrongCheckpointerTest, WritingInPlaceDoesNotOutliveAKill) {
   EXPECT_THAT(failures<WritesInPlace>(), ElementsAre(is("kill in the middle of a save", "load failed: ")));
 }
@@ -339,6 +306,11 @@ TEST(WrongCheckpointerTest, ACrashIsOneFailedCheckWithItsLastWords) {
 TEST(WrongCheckpointerTest, WhatIsSavedIsNotChangedByTraining) { EXPECT_THAT(failures<KeepsWhatItWasLent>(), ElementsAre(is("round trip", "as it was when it was saved"))); }
 TEST(WrongCheckpointerTest, TenIsNewerThanNine) { EXPECT_THAT(failures<OrdersNamesAsTexts>(), ElementsAre(is("newest wins", "the newest is 10"))); }
 TEST(WrongCheckpointerTest, AFailureForgetsNothing) { EXPECT_THAT(failures<ForgetsAfterAFailure>(), ElementsAre(is("exceptions", "what was saved before stays"))); }
+TEST(WrongCheckpointerTest, WhereThereAreNoFilesAPowerCutIsNotChecked) {
+  const ContractCheck check = check_checkpointer(contract_of<KeepsItsStateInAStatic>(), "power cut");
+  EXPECT_EQ(check.status, CheckStatus::kNotRun) << to_line(check);
+  EXPECT_EQ(check.detail, "not applicable: a save left no files");
+}
 
 TEST(WrongCheckpointerTest, WhatAFormatLacksIsNotDroppedInSilence) {
   EXPECT_THAT(failures<DropsComplexNumbers>(), ElementsAre(is("round trip", "save of a state with a tensor of complex64 did not fail, so that load gives it, but")));

@@ -27,6 +27,7 @@ constexpr Check kChecks[] = {
     {"newest wins", &detail::check_newest_wins},
     {"kill in the middle of a save", &detail::check_kill},
     {"full disk", &detail::check_full_disk},
+    {"power cut", &detail::check_power_cut},
     {"broken file", &detail::check_broken_file},
     {"exceptions", &detail::check_exceptions},
     {"two in one process", &detail::check_two_in_one_process},

@@ -15,6 +15,7 @@ namespace marlin::testing::detail {
 [[nodiscard]] std::string check_newest_wins(const Stage& stage);
 [[nodiscard]] std::string check_kill(const Stage& stage);
 [[nodiscard]] std::string check_full_disk(const Stage& stage);
+[[nodiscard]] std::string check_power_cut(const Stage& stage);
 [[nodiscard]] std::string check_broken_file(const Stage& stage);
 [[nodiscard]] std::string check_exceptions(const Stage& stage);
 [[nodiscard]] std::string check_two_in_one_process(const Stage& stage);

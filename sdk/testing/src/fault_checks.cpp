@@ -1,10 +1,11 @@
-// Saves that are interrupted: by the end of the process, or of the disk.
+// Saves that are interrupted, by the end of the process or of the disk, and what is on disk after one that was not.
 #include <signal.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "checks.h"
+#include "disk_watch.h"
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
 #include "states.h"
@@ -20,13 +21,13 @@ namespace fs = std::filesystem;
 constexpr const char* kSucceeded = "succeeded";
 
 // @param body  false: the save that was to fail reported success.
-WatchedEnding watch(const Faults& faults, const std::function<bool(const Gate&)>& body) {
+WatchedEnding watch(const Faults& faults, const std::function<bool(const Gate&)>& body, CallListener* listener = nullptr) {
   try {
     return run_with_faults(faults, [&](const Gate& gate) {
       bool as_meant = true;
       const std::string said = encoded([&] { as_meant = body(gate); });
       return as_meant ? said : std::string(kSucceeded);
-    });
+    }, listener);
   } catch (const Error& error) {
     if (error.code() == Errc::kUnsupported) throw NotRun(concat("not run: ", error.what()));
     throw;
@@ -149,6 +150,29 @@ std::string check_full_disk(const Stage& stage) {
   }
   if (full == 0) throw NotRun("not run: no save came as far as the call from which on the disk was to be full");
   return concat("full ", how_many(full, needing.size(), "calls that need space"));
+}
+
+std::string check_power_cut(const Stage& stage) {
+  const fs::path folder = stage.fresh("power_cut");
+  DiskWatch disk(folder);
+  const WatchedEnding run = watch({}, [&](const Gate& gate) {
+    gate.arm();  // folders that are made before the first save lead to its files, too
+    Subject subject(stage, folder);
+    subject.open();
+    for (const int64_t epoch : {0, 1}) {
+      gate.arm();
+      subject.save_epoch(epoch);
+      gate.disarm();
+    }
+    return true;
+  }, &disk);
+  hand_on("a save that is not interrupted", run.ending);
+  if (disk.num_files() == 0) throw NotRun("not applicable: a save left no files");
+  if (!disk.problem().empty()) {
+    throw Broken(concat("save reported success, but a power cut would take back ", disk.problem(),
+                        "; write it with marlin::write_atomically(), or fsync the file before it is renamed, and its folder afterwards"));
+  }
+  return concat(disk.num_files(), disk.num_files() == 1 ? " file" : " files", " of two saves synced, with their names");
 }
 
 }  // namespace marlin::testing::detail

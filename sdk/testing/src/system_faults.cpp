@@ -51,22 +51,24 @@ struct Watched {
 
 // Opening needs no space: a full disk still empties a file that is there, and mostly still takes a name.
 constexpr Watched kWatched[] = {
-    {SYS_write, {"write", true}, Looks::kDescriptor},
-    {SYS_pwrite64, {"pwrite64", true}, Looks::kDescriptor},
-    {SYS_writev, {"writev", true}, Looks::kDescriptor},
-    {SYS_pwritev, {"pwritev", true}, Looks::kDescriptor},
-    {SYS_pwritev2, {"pwritev2", true}, Looks::kDescriptor},
-    {SYS_sendfile, {"sendfile", true}, Looks::kDescriptor},
-    {SYS_splice, {"splice", true}, Looks::kTarget},
-    {SYS_copy_file_range, {"copy_file_range", true}, Looks::kTarget},
-    {SYS_fallocate, {"fallocate", true}, Looks::kDescriptor},
-    {SYS_ftruncate, {"ftruncate", false}, Looks::kDescriptor},
+    {SYS_write, {"write", true, Effect::kWrites}, Looks::kDescriptor},
+    {SYS_pwrite64, {"pwrite64", true, Effect::kWrites}, Looks::kDescriptor},
+    {SYS_writev, {"writev", true, Effect::kWrites}, Looks::kDescriptor},
+    {SYS_pwritev, {"pwritev", true, Effect::kWrites}, Looks::kDescriptor},
+    {SYS_pwritev2, {"pwritev2", true, Effect::kWrites}, Looks::kDescriptor},
+    {SYS_sendfile, {"sendfile", true, Effect::kWrites}, Looks::kDescriptor},
+    {SYS_splice, {"splice", true, Effect::kWrites}, Looks::kTarget},
+    {SYS_copy_file_range, {"copy_file_range", true, Effect::kWrites}, Looks::kTarget},
+    {SYS_fallocate, {"fallocate", true, Effect::kWrites}, Looks::kDescriptor},
+    {SYS_ftruncate, {"ftruncate", false, Effect::kWrites}, Looks::kDescriptor},
     {SYS_truncate, {"truncate", false}, Looks::kAlways},
     // File systems that choose a block late say here that there is none.
-    {SYS_fsync, {"fsync", true}, Looks::kDescriptor},
-    {SYS_fdatasync, {"fdatasync", true}, Looks::kDescriptor},
+    {SYS_fsync, {"fsync", true, Effect::kSyncs}, Looks::kDescriptor},
+    {SYS_fdatasync, {"fdatasync", true, Effect::kSyncs}, Looks::kDescriptor},
     {SYS_sync_file_range, {"sync_file_range", false}, Looks::kDescriptor},
-    {SYS_msync, {"msync", false}, Looks::kAlways},
+    {SYS_msync, {"msync", false, Effect::kSyncsMapped}, Looks::kAlways},
+    {SYS_syncfs, {"syncfs", true, Effect::kSyncsAll}, Looks::kDescriptor},
+    {SYS_sync, {"sync", false, Effect::kSyncsAll}, Looks::kAlways},
     {SYS_openat, {"openat", false}, Looks::kFlags2},
     {SYS_openat2, {"openat2", false}, Looks::kAlways},
     {SYS_renameat, {"renameat", false}, Looks::kAlways},
@@ -137,7 +139,7 @@ void send_listener(int control, int listener) {
 // Decides about each call of the watched process.
 class Supervisor final : public Service {
  public:
-  Supervisor(const Faults& faults, int control) : faults_(faults), control_(control) {
+  Supervisor(const Faults& faults, int control, CallListener* listener) : faults_(faults), control_(control), call_listener_(listener) {
     seccomp_notif_sizes sizes{};
     if (::syscall(SYS_seccomp, SECCOMP_GET_NOTIF_SIZES, 0, &sizes) != 0) refuse("seccomp");
     call_.resize(std::max<size_t>(sizes.seccomp_notif, sizeof(seccomp_notif)));
@@ -177,6 +179,7 @@ class Supervisor final : public Service {
       if (const cmsghdr* header = CMSG_FIRSTHDR(&heard.message)) std::memcpy(&listener_, CMSG_DATA(header), sizeof listener_);
     } else {
       armed_ = heard.letter == 'a';
+      if (call_listener_) armed_ ? call_listener_->armed() : call_listener_->disarmed();
     }
     (void)::send(control_, "k", 1, MSG_NOSIGNAL);
   }
@@ -194,6 +197,7 @@ class Supervisor final : public Service {
     int error = 0;
     if (armed_ && watched != std::end(kWatched) && changes_files(*watched, *call)) {
       result.calls.push_back(watched->call);
+      if (call_listener_) call_listener_->before(pending(*watched, *call));
       const bool begun = static_cast<int64_t>(result.calls.size()) >= faults_.at;
       if (begun && faults_.kind == Faults::Kind::kKill) {
         result.killed = true;
@@ -211,6 +215,14 @@ class Supervisor final : public Service {
   }
 
   static void kill_process(pid_t thread) { ::kill(thread, SIGKILL); }  // a thread's number ends its process, too
+
+  static PendingCall pending(const Watched& watched, const seccomp_notif& call) {
+    PendingCall made{watched.call, call.pid};
+    std::ranges::copy(call.data.args, made.arguments.begin());
+    if (watched.looks == Looks::kDescriptor) made.descriptor = static_cast<int>(call.data.args[0]);
+    if (watched.looks == Looks::kTarget) made.descriptor = static_cast<int>(call.data.args[2]);
+    return made;
+  }
 
   static bool changes_files(const Watched& watched, const seccomp_notif& call) {
     const auto opens_for_writing = [](uint64_t flags) { return (flags & (O_ACCMODE | O_CREAT | O_TRUNC)) != O_RDONLY; };
@@ -241,6 +253,7 @@ class Supervisor final : public Service {
   int control_;
   int listener_ = -1;
   bool armed_ = false;
+  CallListener* call_listener_;
   std::vector<char> call_, answer_;
 };
 
@@ -253,21 +266,21 @@ void Gate::tell(char what) const {
   if (::send(control_, &what, 1, MSG_NOSIGNAL) != 1 || ::recv(control_, &answer, 1, 0) != 1) ::_exit(70);
 }
 
-WatchedEnding run_with_faults(const Faults& faults, const std::function<std::string(const Gate&)>& body) {
+WatchedEnding run_with_faults(const Faults& faults, const std::function<std::string(const Gate&)>& body, CallListener* listener) {
   int ends[2];
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) refuse("socketpair");
   WatchedEnding result;
   try {
-    Supervisor supervisor(faults, ends[0]);
+    Supervisor supervisor(faults, ends[0], listener);
     Ending ending = run_forked(
         [&] {
           ::close(ends[0]);
-          const int listener = install_filter();
-          if (listener < 0) return concat(kRefused, std::strerror(errno));
-          send_listener(ends[1], listener);
+          const int notices = install_filter();
+          if (notices < 0) return concat(kRefused, std::strerror(errno));
+          send_listener(ends[1], notices);
           char answer = 0;
           if (::recv(ends[1], &answer, 1, 0) != 1) ::_exit(70);
-          ::close(listener);
+          ::close(notices);
           return concat(kDone, body(Gate(ends[1])));
         },
         {.service = &supervisor});

@@ -5,6 +5,7 @@
 // are watched, too. Not seen is what is written through mmap or io_uring.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -25,7 +26,7 @@ struct Faults {
   int64_t at = 0;
 };
 
-/// In the watched process: between arm() and disarm() its calls count.
+/// In the watched process: between arm() and disarm() its calls count. It may be armed again meanwhile, which a listener hears of.
 class Gate {
  public:
   explicit Gate(int control) : control_(control) {}
@@ -37,10 +38,39 @@ class Gate {
   int control_;
 };
 
-/// A call that changes files.
+/// What a call does to what a power cut leaves.
+enum class Effect : uint8_t {
+  kNone,         ///< Nothing, or it changes names.
+  kWrites,       ///< Changes the bytes of a file.
+  kSyncs,        ///< Of a file, or a folder.
+  kSyncsMapped,  ///< Of the file that is mapped at the first argument.
+  kSyncsAll,     ///< Of all files, or of all on one file system.
+};
+
+/// A call that changes files, or has changes reach the disk.
 struct FileCall {
   const char* name = "";     ///< "pwrite64"
   bool needs_space = false;  ///< A full disk fails it.
+  Effect effect = Effect::kNone;
+};
+
+/// One that is about to be made, and waits meanwhile.
+struct PendingCall {
+  FileCall call;
+  int64_t thread = 0;   ///< Its caller's, as /proc has it.
+  int descriptor = -1;  ///< What it is about, unless that is a name or a place in memory.
+  std::array<uint64_t, 6> arguments{};
+};
+
+/// Hears of the calls while the gate is armed.
+class CallListener {
+ public:
+  virtual void armed() = 0;
+  virtual void before(const PendingCall& call) = 0;
+  virtual void disarmed() = 0;
+
+ protected:
+  ~CallListener() = default;
 };
 
 struct WatchedEnding {
@@ -50,7 +80,8 @@ struct WatchedEnding {
   int64_t failed = 0;           ///< Calls that the plan failed.
 };
 
-/// Runs `body` in a forked process with these faults. @throws Error kUnsupported: the system refuses it; the text is the reason.
-[[nodiscard]] WatchedEnding run_with_faults(const Faults& faults, const std::function<std::string(const Gate&)>& body);
+/// Runs `body` in a forked process with these faults; the listener, if there is one, hears in the calling process.
+/// @throws Error kUnsupported: the system refuses it; the text is the reason.
+[[nodiscard]] WatchedEnding run_with_faults(const Faults& faults, const std::function<std::string(const Gate&)>& body, CallListener* listener = nullptr);
 
 }  // namespace marlin::testing::detail

@@ -29,6 +29,9 @@ namespace marlin::testing {
 ///
 /// "kill in the middle of a save" and "full disk" ask the kernel (seccomp, no privileges needed) to stop before every system call that
 /// changes files, so they hold for any way to write but mmap and io_uring. Where the system refuses that, they are not run, and say so.
+///
+/// "power cut" watches the same calls: when save() has returned, every file that it made or changed in its folder must have been synced
+/// after the last write (fsync, fdatasync, syncfs, sync, O_DSYNC), and the folder that holds its name after the name came there.
 struct CheckpointerContract {
   /// Makes what is checked; called in the forked processes only, often several times in one. Its files belong into host.run_dir.
   std::function<std::unique_ptr<AbstractCheckpointer>(HostContext& host)> make;
