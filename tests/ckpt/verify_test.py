@@ -76,6 +76,15 @@ class VerifyTest(CkptTest):
             torch.jit.script(torch.nn.Linear(1, 1)).save(str(self.path("script.pt")))
         self.assertRegex(self.ckpt("verify", "script.pt", code=1), r"\Ascript\.pt  unsupported  .*TorchScript")
 
+    def test_a_safetensors_file_is_called_that(self):
+        self.ckpt("export", self.base / "checkpoint_model_2.pt", "weights.safetensors")
+        says = "a safetensors file, not a .pt checkpoint; --checkpointer safetensors and Python's safetensors read it"
+        self.assertEqual(self.ckpt("verify", "weights.safetensors", code=1), f"weights.safetensors  unsupported  {says}\n")
+        self.refused(1, "inspect", "weights.safetensors", says=f"weights.safetensors: {says}")
+        whole = self.path("weights.safetensors").read_bytes()
+        self.put("cut.safetensors", whole[:40])
+        self.assertRegex(self.ckpt("verify", "cut.safetensors", code=1), r"\Acut\.safetensors  broken  .*not a checkpoint")
+
     def test_a_folder_has_one_line_for_each(self):
         self.take_base(to="runs")
         self.assertTrue(self.json("verify", "runs")["whole"])

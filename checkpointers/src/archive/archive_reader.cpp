@@ -23,11 +23,20 @@ std::string_view require(const ZipReader& zip, const char* name) {
   return zip.bytes(*record);
 }
 
+// A safetensors file begins with the size of its header, a JSON object, in 8 bytes.
+bool is_safetensors(std::string_view file) {
+  if (file.size() < 10 || file[8] != '{') return false;
+  uint64_t size = 0;
+  for (size_t i = 8; i-- > 0;) size = size << 8 | static_cast<unsigned char>(file[i]);
+  return size >= 2 && size <= file.size() - 8;
+}
+
 // Tells files of other kinds from broken ones before anything else is looked at.
 std::span<const std::byte> refuse_others(std::span<const std::byte> file) {
   constexpr std::string_view kLegacyMagic = "\x80\x02\x8a\x0a";
   if (file.empty()) corrupt("zip directory", "the file is empty");
   const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+  if (is_safetensors(text)) throw Error(Errc::kUnsupported, "a safetensors file, not a .pt checkpoint; --checkpointer safetensors and Python's safetensors read it");
   if (!text.starts_with(kLegacyMagic)) return file;
   unsupported("zip directory", "written in torch.save's format from before PyTorch 1.6; load it in Python and save it again");
 }
