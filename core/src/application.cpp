@@ -202,6 +202,9 @@ class Run {
       result = trainer_->train();
     }
     std::cout << result.summary() << std::endl;
+    if (result.last_save_failed) {
+      logger_->error("a last save failed, as said above: what was trained last is not on disk, or not all of it; exit code ", result.exit_code());
+    }
     return result.exit_code();
   }
 

@@ -106,6 +106,7 @@ Checkpoint Trainer::load_checkpoints() {
     if (problem && problem->code() == Errc::kCorrupt) throw Error(Errc::kCorrupt, concat(problem->what(), "; name another checkpoint with --resume"));
     if (problem) throw *problem;
     if (resume != "auto") throw Error(Errc::kNotFound, concat("--resume ", resume, ": no checkpointer found a checkpoint"));
+    services_.logger->info("no checkpoint to resume from: starting afresh");
   } else if (problem) {
     services_.logger->warning("going on from ", newest.source, ", although: ", problem->what());
   }

@@ -73,6 +73,7 @@ class PluginThrowsTest(BadPluginTest):
         for call in ("save", "save_model", "close"):
             result = self.digits("--checkpointer", "throws_in_calls", "--checkpointer.call", call, code=4)
             self.assertIn(f"{title('throws_in_calls')}: {call} {self.OOPS}\n", result.err)
+            self.assertRegex(result.err, r"\[error\] a last save failed, as said above: what was trained last is not on disk, or not all of it; exit code 4\n\Z")
             self.assertRegex(result.last, "^done epochs=2 ")
 
     def test_a_writer_that_throws_does_not_end_training(self):

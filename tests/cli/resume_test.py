@@ -23,6 +23,8 @@ class ResumeTest(WithRun):
         first = self.ok("--resume", "auto", "--epochs", 2, *QUIET)
         self.assertDone(first, 2)
         self.assertNotIn("resumed", first.err)
+        self.assertEqual(first.err.count("[info] no checkpoint to resume from: starting afresh\n"), 1, first.err)
+        self.assertNotIn("afresh", self.ok("--epochs", 1, "--checkpointer.save_dir", "other", *QUIET).err, "nobody asked")
         self.go_on("--resume", "auto", source="checkpoints/checkpoint_1.pt", started_at=2)
         self.assertEqual(names(self.path("checkpoints")), checkpoints([0, 1, 2, 3], model=1) + ["checkpoint_model_3.pt"])
 
