@@ -1,5 +1,7 @@
 #include "plugin_under_check.h"
 
+#include <algorithm>
+
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
 
@@ -13,10 +15,18 @@ PluginHost& new_host(const HostContext& context) {
   return *hosts.back();
 }
 
+// Of a program's flags, --checkpointer.prefix, only the last part is wanted here.
+void refuse_prefix(const OptionTable& table, const std::string& name) {
+  const std::string last = name.substr(name.rfind('.') + 1);
+  if (last == name || std::ranges::find(table, name, &OptionSpec::name) != table.end() || std::ranges::find(table, last, &OptionSpec::name) == table.end()) return;
+  throw Error(Errc::kInvalidArgument, concat("--", name, ": the plugin's own options have no prefix here; did you mean --", last, "?"));
+}
+
 Options options_of(const LoadedPlugin& plugin, const std::vector<tool::Arguments::Other>& given) {
   Options options(plugin.options);
   for (const auto& [name, value] : given) {
     const std::string flag = "--" + name;
+    refuse_prefix(plugin.options, name);
     if (value) {
       options.set(name, *value, flag);
       continue;

@@ -69,8 +69,8 @@ const OptionSpec& Options::spec(std::string_view name) const {
   std::vector<std::string> names;
   for (const OptionSpec& spec : table_) names.push_back(spec.name);
   const std::string close = nearest(name, names);
-  throw Error(Errc::kNotFound, concat("no option '", name, "'", close.empty() ? "" : "; did you mean " + close + "?",
-                                      " There are: ", names.empty() ? "none" : join(names)));
+  throw Error(Errc::kNotFound, concat("no option '", name, "'; ", close.empty() ? "there are: " : "did you mean " + close + "? There are: ",
+                                      names.empty() ? "none" : join(names)));
 }
 
 void Options::set(std::string_view name, std::string_view text, std::string_view flag) {

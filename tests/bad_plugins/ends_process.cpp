@@ -16,6 +16,7 @@ static void end_noexcept() noexcept { throw_string(); }
 static void end(const std::string& how) {
   if (how == "exit") std::exit(3);
   if (how == "quick_exit") std::quick_exit(3);
+  if (how == "_exit") std::_Exit(3);
   if (how == "null") *nothing = 1;
   if (how == "abort") std::abort();
   if (how == "negative") std::exit(-1);

@@ -1,6 +1,7 @@
 // Checkpointers that are wrong in one place: each fails the check that is meant for it, and only that.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -41,10 +42,10 @@ struct IgnoresAFullDisk : SimpleCheckpointer {
   void write(const fs::path& file, const Checkpoint& checkpoint, const SavePoint& point) override {
     const fs::path temporary = file.string() + ".tmp";
     std::ofstream(temporary, std::ios::binary) << bytes_of(checkpoint, point);  // whether that worked is not asked
-    fs::rename(temporary, file);
     (void)sync(temporary);
-  }
+    fs::rename(temporary, file);
     (void)sync(folder_);
+  }
 };
 
 struct LoadsAFlippedByte : SimpleCheckpointer {
@@ -109,6 +110,22 @@ struct SharesAStatic : SimpleCheckpointer {
 struct Exits : SimpleCheckpointer {
   using SimpleCheckpointer::SimpleCheckpointer;
   std::vector<std::string> do_save_model(const StateDict&, int64_t) override { std::exit(3); }
+};
+
+struct EndsAtOnce : SimpleCheckpointer {
+  using SimpleCheckpointer::SimpleCheckpointer;
+  std::vector<std::string> do_save_model(const StateDict&, int64_t) override { ::_exit(3); }
+};
+
+// What a process that it starts does is not told of as its own.
+struct StartsOneThatExits : SimpleCheckpointer {
+  using SimpleCheckpointer::SimpleCheckpointer;
+  std::vector<std::string> do_save_model(const StateDict& state, int64_t index) override {
+    const pid_t child = ::fork();
+    if (child == 0) std::exit(4);
+    ::waitpid(child, nullptr, 0);
+    return SimpleCheckpointer::do_save_model(state, index);
+  }
 };
 
 struct Hangs : SimpleCheckpointer {
@@ -289,8 +306,18 @@ TEST(WrongCheckpointerTest, AnEmptyFolderIsNoError) {
 TEST(WrongCheckpointerTest, StateOfOneProcessIsNotSaved) {
   EXPECT_THAT(failures<KeepsItsStateInAStatic>(), ElementsAre(is("resume into a new process", "a second process: what an earlier process saved is found, but load found nothing")));
 }
+TEST(WrongCheckpointerTest, WhereThereAreNoFilesAPowerCutIsNotChecked) {
+  const ContractCheck check = check_checkpointer(contract_of<KeepsItsStateInAStatic>(), "power cut");
+  EXPECT_EQ(check.status, CheckStatus::kNotRun) << to_line(check);
+  EXPECT_EQ(check.detail, "not applicable: a save left no files");
+}
 TEST(WrongCheckpointerTest, TwoInOneProcessDoNotShare) { EXPECT_THAT(failures<SharesAStatic>(), ElementsAre(is("two in one process", "the second finds what the first saved"))); }
 TEST(WrongCheckpointerTest, AnExitIsOneFailedCheck) { EXPECT_THAT(failures<Exits>(), ElementsAre(is("models", "called exit(3)"))); }
+TEST(WrongCheckpointerTest, AnEndThatIsNoExitIsNotCalledOne) {
+  EXPECT_THAT(check_checkpointer(contract_of<EndsAtOnce>(), "models"), is("models", "the process ended with code 3"));
+  const ContractCheck check = check_checkpointer(contract_of<StartsOneThatExits>(), "models");
+  EXPECT_EQ(check.status, CheckStatus::kPassed) << to_line(check);
+}
 TEST(WrongCheckpointerTest, AnEndlessLoopIsOneFailedCheck) {
   CheckpointerContract contract;
   contract.make = [](HostContext& host) { return std::make_unique<Hangs>(host); };
@@ -298,6 +325,7 @@ TEST(WrongCheckpointerTest, AnEndlessLoopIsOneFailedCheck) {
   const ContractCheck check = check_checkpointer(contract, "models");
   EXPECT_EQ(check.status, CheckStatus::kFailed);
   EXPECT_THAT(check, is("models", "took longer than 1.5 s"));
+  EXPECT_TRUE(check.late);
   EXPECT_LT(check.seconds, 30);
 }
 TEST(WrongCheckpointerTest, ACrashIsOneFailedCheckWithItsLastWords) {
@@ -306,11 +334,6 @@ TEST(WrongCheckpointerTest, ACrashIsOneFailedCheckWithItsLastWords) {
 TEST(WrongCheckpointerTest, WhatIsSavedIsNotChangedByTraining) { EXPECT_THAT(failures<KeepsWhatItWasLent>(), ElementsAre(is("round trip", "as it was when it was saved"))); }
 TEST(WrongCheckpointerTest, TenIsNewerThanNine) { EXPECT_THAT(failures<OrdersNamesAsTexts>(), ElementsAre(is("newest wins", "the newest is 10"))); }
 TEST(WrongCheckpointerTest, AFailureForgetsNothing) { EXPECT_THAT(failures<ForgetsAfterAFailure>(), ElementsAre(is("exceptions", "what was saved before stays"))); }
-TEST(WrongCheckpointerTest, WhereThereAreNoFilesAPowerCutIsNotChecked) {
-  const ContractCheck check = check_checkpointer(contract_of<KeepsItsStateInAStatic>(), "power cut");
-  EXPECT_EQ(check.status, CheckStatus::kNotRun) << to_line(check);
-  EXPECT_EQ(check.detail, "not applicable: a save left no files");
-}
 
 TEST(WrongCheckpointerTest, WhatAFormatLacksIsNotDroppedInSilence) {
   EXPECT_THAT(failures<DropsComplexNumbers>(), ElementsAre(is("round trip", "save of a state with a tensor of complex64 did not fail, so that load gives it, but")));

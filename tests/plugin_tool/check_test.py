@@ -35,6 +35,8 @@ class CheckTest(PluginToolTest):
     def test_options_of_the_plugin_are_checked_once(self):
         self.refused(2, "check", MIRROR, says="checkpointer.mirror_dir: must name the folder")
         self.refused(2, "check", MIRROR, "--miror_dir", "backup", says="did you mean mirror_dir?")
+        self.refused(2, "check", MIRROR, "--checkpointer.mirror_dir", "backup", says="--checkpointer.mirror_dir: the plugin's own options have no prefix here; did you mean --mirror_dir?")
+        self.refused(2, "check", MIRROR, "--checkpointer.unlike_all", "x", says="no option 'checkpointer.unlike_all'; there are: ")
         self.refused(2, "check", MIRROR, "--mirror_dir", says="--mirror_dir: a value is missing")
         self.refused(2, "check", GOOD, "--limit", "many", says="--limit")
 
@@ -46,9 +48,16 @@ class CheckTest(PluginToolTest):
     def test_a_plugin_that_ends_the_process_is_said_to(self):
         ends = BAD_PLUGINS / "libends_process.so"
         self.refused(1, "check", ends, "--call", "make", says="while it was loaded and made, the process called exit(3)")
-        for how, what in {"exit": r"called exit\(3\)", "null": "ended by SIGSEGV", "abort": "ended by SIGABRT"}.items():
+        for how, what in {"exit": r"called exit\(3\)", "quick_exit": "ended with code 3", "_exit": "ended with code 3", "null": "ended by SIGSEGV", "abort": "ended by SIGABRT"}.items():
             out = self.tool("check", ends, "--how", how, "--only", "newest wins", code=1)
             self.assertRegex(out, rf"\AFAIL newest wins: the process {what}[^\n]*\n1 check: 0 ok, 1 failed, 0 not run\n\Z")
+
+    def test_a_check_has_a_time_limit(self):
+        slow = BAD_PLUGINS / "libtakes_long.so"
+        self.assertRegex(self.tool("check", slow, "--only", "newest wins", "--timeout_seconds", "1", code=1),
+                         r"\AFAIL newest wins: the process took longer than 1 s; if it needs longer, give it more with --timeout_seconds \(\d+\.\d s\)\n1 check: ")
+        self.refused(2, "check", slow, "--timeout_seconds", "0", says="--timeout_seconds: must be 1 to 1000000, got 0")
+        self.refused(2, "check", slow, "--timeout_seconds", "soon", says="--timeout_seconds: must be a whole number, got 'soon'")
 
     def test_writers_and_backends(self):
         self.assertRegex(self.tool("check", BAD_PLUGINS / "libgood_writer.so"), r"\Aok   writes events: [^\n]+\nok   odd names[^\n]+\nok   a second run[^\n]+\n3 checks: 3 ok")

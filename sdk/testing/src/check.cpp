@@ -60,10 +60,11 @@ ContractCheck run_check(const std::string& name, std::chrono::milliseconds time_
   const WorkFolder folder;
   const auto began = std::chrono::steady_clock::now();
   const detail::Ending ending = detail::run_forked([&] { return outcome_of(folder.path(), body); }, {.time_limit = time_limit, .leader = true});
-  ContractCheck result{.name = name, .status = CheckStatus::kFailed, .detail = {}, .seconds = 0};
+  ContractCheck result{.name = name, .status = CheckStatus::kFailed, .detail = {}, .seconds = 0, .late = false};
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   if (!ending.returned || ending.said.empty()) {
     result.detail = one_line(concat("the process ", ending.last_words()));
+    result.late = ending.late;
     return result;
   }
   if (ending.said.front() == kPassed) result.status = CheckStatus::kPassed;

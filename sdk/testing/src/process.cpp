@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <optional>
@@ -25,6 +26,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kOutputBytes = 8192;  // what is kept of the output
 constexpr char kReturned = 'r';        // before what the body returned
+constexpr char kExits = 'e';           // alone: exit() was called
 
 [[noreturn]] void refuse(const char* call) { throw Error(Errc::kIo, concat("cannot run a check in a process of its own: ", call, ": ", std::strerror(errno))); }
 
@@ -78,6 +80,17 @@ void send(int to, const std::string& text) {
   }
 }
 
+// Tells exit() from _exit() and its like, which run no handler. A process that the body forks inherits it, and says nothing.
+struct ExitReport {
+  int to = -1;
+  pid_t process = 0;
+};
+ExitReport g_exit_report;
+
+void report_exit() {
+  if (g_exit_report.process == ::getpid()) (void)::write(g_exit_report.to, &kExits, 1);
+}
+
 [[noreturn]] void run_here(const std::function<std::string()>& body, const ForkOptions& options, pid_t parent, Pipe& result, Pipe& output) {
   if (options.leader) ::setpgid(0, 0);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -86,6 +99,8 @@ void send(int to, const std::string& text) {
   ::dup2(nothing, 0);
   ::dup2(output.to.number(), 1);
   ::dup2(output.to.number(), 2);
+  static const int registered = std::atexit(&report_exit);  // by the first, for those that it forks, too
+  if (registered == 0) g_exit_report = {result.to.number(), ::getpid()};
   std::string said(1, kReturned);
   try {
     said += body();
@@ -99,8 +114,8 @@ void send(int to, const std::string& text) {
   ::_exit(0);
 }
 
-std::string how_it_ended(int status) {
-  if (WIFEXITED(status)) return concat("called exit(", WEXITSTATUS(status), ")");
+std::string how_it_ended(int status, bool called_exit) {
+  if (WIFEXITED(status)) return called_exit ? concat("called exit(", WEXITSTATUS(status), ")") : concat("ended with code ", WEXITSTATUS(status));
   const char* name = ::sigabbrev_np(WTERMSIG(status));
   return name ? concat("ended by SIG", name) : concat("ended by signal ", WTERMSIG(status));
 }
@@ -173,8 +188,10 @@ Ending run_forked(const std::function<std::string()>& body, const ForkOptions& o
   if (ending.returned) {
     ending.said.erase(0, 1);
   } else {
+    const bool called_exit = ending.said == std::string_view(&kExits, 1);
     ending.said.clear();
-    ending.how = late ? concat("took longer than ", seconds(options.time_limit)) : how_it_ended(status);
+    ending.late = late;
+    ending.how = late ? concat("took longer than ", seconds(options.time_limit)) : how_it_ended(status, called_exit);
   }
   return ending;
 }

@@ -12,7 +12,8 @@ namespace marlin::testing::detail {
 struct Ending {
   bool returned = false;  ///< The body returned, or threw what is in `said`.
   std::string said;       ///< What the body returned.
-  std::string how;        ///< If it did not return: "ended by SIGSEGV", "called exit(3)", "took longer than 60 s".
+  std::string how;        ///< If it did not return: "ended by SIGSEGV", "called exit(3)", "ended with code 3", "took longer than 60 s".
+  bool late = false;      ///< It took longer than its time limit.
   int signal = 0;         ///< That ended it; 0: none.
   std::string output;     ///< The end of what it wrote to standard output and error.
 

@@ -21,6 +21,7 @@ struct ContractCheck {
   /// was checked, if that varies.
   std::string detail;
   double seconds = 0.0;
+  bool late = false;  ///< It failed because it took longer than its time limit.
 };
 
 /// For a check to throw that cannot be made here ("not run: ..."), or does not apply ("not applicable: ..."); what() says why.
