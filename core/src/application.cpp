@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <iostream>
+#include <typeinfo>
 
 #include "cli/command_line.h"
 #include "marlin/checkpointers/default_checkpointer.h"
@@ -201,10 +202,10 @@ class Run {
     } else {
       result = trainer_->train();
     }
-    std::cout << result.summary() << std::endl;
     if (result.last_save_failed) {
       logger_->error("a last save failed, as said above: what was trained last is not on disk, or not all of it; exit code ", result.exit_code());
     }
+    std::cout << result.summary() << std::endl;
     return result.exit_code();
   }
 
@@ -235,6 +236,10 @@ int exit_code(const Error& error, bool started, bool loading) {
   return 1;
 }
 
+std::string text_of(const std::exception& error) {
+  return *error.what() ? error.what() : concat("an exception of type ", demangled(typeid(error)), ", which says nothing");
+}
+
 int report(const std::string& message, int code) {
   std::string line = message.substr(0, message.find_last_not_of(" \n") + 1);
   for (char& c : line) {
@@ -255,11 +260,11 @@ int run_application(int argc, char** argv, const Application& application) {
     return run->go();
   } catch (const Error& error) {
     const bool started = run && run->started();
-    return report(error.what() + (error.code() == Errc::kTraining ? "" : where()), exit_code(error, started, run && run->loading()));
+    return report(text_of(error) + (error.code() == Errc::kTraining ? "" : where()), exit_code(error, started, run && run->loading()));
   } catch (const c10::Error& error) {
     return report(std::string(error.what_without_backtrace()) + where(), 1);
   } catch (const std::exception& error) {
-    return report(error.what() + where(), 1);
+    return report(text_of(error) + where(), 1);
   } catch (...) {
     return report("an exception of unknown type" + where(), 1);
   }

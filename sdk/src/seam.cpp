@@ -12,6 +12,7 @@
 #include <ctime>
 #include <exception>
 #include <new>
+#include <typeinfo>
 #include <utility>
 
 #include "marlin/sdk/error.h"
@@ -59,18 +60,22 @@ std::optional<Seam::Running> Seam::running() const noexcept {
 
 void Seam::translate(const char* call, Phase phase) const {
   const auto failed = [&](const auto&... why) { return concat(title_, ": ", call, " failed", why...); };
+  const auto because = [&](const std::exception& error, const char* text) {
+    return *text ? failed(": ", one_line(text)) : failed(" with an exception of type ", demangled(typeid(error)), ", which says nothing");
+  };
   try {
     throw;
   } catch (const abi::__forced_unwind&) {  // pthread_exit: the thread is the host's, and somebody waits for what it does
     if (foreign_) std::abort();
     throw;
   } catch (const Error& error) {
-    if (!foreign_ || phase == Phase::kShared || std::string_view(error.what()).starts_with(title_)) throw;
-    throw Error(error.code(), failed(": ", one_line(error.what())));
+    const bool told = *error.what() && (!foreign_ || std::string_view(error.what()).starts_with(title_));
+    if (told || phase == Phase::kShared) throw;
+    throw Error(error.code(), because(error, error.what()));
   } catch (const c10::Error& error) {  // its what() is a page of frames
-    throw Error(Errc::kPlugin, failed(": ", one_line(error.what_without_backtrace())));
+    throw Error(Errc::kPlugin, because(error, error.what_without_backtrace()));
   } catch (const std::exception& error) {
-    throw Error(Errc::kPlugin, failed(": ", one_line(error.what())));
+    throw Error(Errc::kPlugin, because(error, error.what()));
   } catch (...) {
     throw Error(Errc::kPlugin, failed(" with an exception of type ", demangled(*abi::__cxa_current_exception_type()), ", which is no std::exception"));
   }

@@ -235,7 +235,7 @@ void on_terminate() {
     try {
       std::rethrow_exception(std::current_exception());
     } catch (const std::exception& error) {
-      why = concat("by an exception: ", one_line(error.what()));
+      if (*error.what()) why = concat("by an exception: ", one_line(error.what()));
     } catch (...) {  // has no text
     }
   }

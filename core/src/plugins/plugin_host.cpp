@@ -122,7 +122,7 @@ std::string PluginHost::find(const std::string& name) const {
   const std::string close = nearest(looks_like_file ? plugin_name_of(name) : name, names);
   refuse(concat("no plugin '", one_line(name), "'"),
          concat("there is no ", one_line(file_name), " in ", join(searched), "; plugins found there: ", names.empty() ? "none" : join(names),
-                close.empty() ? "" : concat("; did you mean ", close, "?"), "; ",
+                close.empty() ? "" : concat(" (did you mean ", close, "?)"), "; ",
                 looks_like_file ? concat("a file is named with a path, ./", one_line(name)) : "name its folder with --plugin_path, or its file with a path"));
 }
 

@@ -158,8 +158,8 @@ TEST_F(PluginHostTest, AnUnknownNameSaysWhereItLookedWhatIsThereAndTheNearest) {
   EXPECT_THAT(message, StartsWith("no plugin 'bestk': there is no libbestk.so in " + here(".") + ", " + here("none") +
                                   " (no such folder), " MARLIN_BINARY_DIR "/lib/marlin/plugins"));
   EXPECT_THAT(message, HasSubstr("; plugins found there: best_k, csv"));
-  EXPECT_THAT(message, HasSubstr("; did you mean best_k?; name its folder with --plugin_path, or its file with a path"));
-  EXPECT_THAT(refusal([&] { (void)host.load("libcsv.so", PluginKind::kWriter); }), HasSubstr("did you mean csv?; a file is named with a path, ./libcsv.so"));
+  EXPECT_THAT(message, HasSubstr(" (did you mean best_k?); name its folder with --plugin_path, or its file with a path"));
+  EXPECT_THAT(refusal([&] { (void)host.load("libcsv.so", PluginKind::kWriter); }), HasSubstr("(did you mean csv?); a file is named with a path, ./libcsv.so"));
   EXPECT_THAT(refusal([&] { (void)host.load("", PluginKind::kWriter); }), StartsWith("--writers: the name of a plugin is empty"));
 }
 

@@ -66,6 +66,15 @@ TEST(SeamTest, OtherExceptionsBecomeErrorsOnOneLine) {
   EXPECT_EQ(error_of(seam, [] { throw 7; }).code(), Errc::kPlugin);
 }
 
+TEST(SeamTest, AnExceptionThatSaysNothingIsNamedByItsType) {
+  const Seam plugin("plugin 'x'", true), built_in("checkpointer 'default'");
+  EXPECT_STREQ(error_of(plugin, [] { throw std::runtime_error(""); }).what(), "plugin 'x': save failed with an exception of type std::runtime_error, which says nothing");
+  const Error error = error_of(plugin, [] { throw Error(Errc::kIo, ""); });
+  EXPECT_STREQ(error.what(), "plugin 'x': save failed with an exception of type marlin::Error, which says nothing");
+  EXPECT_EQ(error.code(), Errc::kIo);
+  EXPECT_STREQ(error_of(built_in, [] { throw Error(Errc::kIo, ""); }).what(), "checkpointer 'default': save failed with an exception of type marlin::Error, which says nothing");
+}
+
 TEST(SeamTest, TheInnermostCallOfAThreadIsKnownWhileItRuns) {
   const Seam outer("plugin 'outer'", true), inner("checkpointer 'inner'");
   EXPECT_EQ(Seam::innermost(), nullptr);
