@@ -63,11 +63,6 @@ def script_of(commands, prefix):
     return "\n".join(lines)
 
 
-def comparable(text, folder):
-    """Without what differs from run to run."""
-    return re.sub(r"\d+(\.\d+)?(e-\d+)?", "#", text.replace(str(folder), "/home/you/" + folder.name))
-
-
 def cause_of(checkpoint):
     with zipfile.ZipFile(checkpoint) as archive:
         return json.loads(archive.read(next(name for name in archive.namelist() if name.endswith("/marlin.json"))))["cause"]
@@ -82,6 +77,11 @@ class Guide(Package):
         self.environment = {"CMAKE_GENERATOR": "Ninja", "CXX": defined["CMAKE_CXX_COMPILER"], "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
                             "CMAKE_CXX_COMPILER_LAUNCHER": defined.get("CMAKE_CXX_COMPILER_LAUNCHER", ""), "OMP_NUM_THREADS": "1"}
 
+    def comparable(self, text, folder):
+        """Without what differs from run to run."""
+        text = text.replace(str(folder), "/home/you/" + folder.name).replace(str(self.prefix), "/home/you/marlin")
+        return re.sub(r"\d+(\.\d+)?(e-\d+)?", "#", text)
+
     def follow(self, page):
         folder = emptied(self.work / "guide" / page.folder)
         for name, text in page.sources.items():
@@ -91,9 +91,9 @@ class Guide(Package):
         for commands, shown in page.commands:
             script = script_of(commands, self.prefix)
             result = run("bash", "-c", f"exec 2>&1\n{script}", folder=folder, environment=self.environment)
-            printed = iter(comparable(result.out, folder).splitlines())
+            printed = iter(self.comparable(result.out, folder).splitlines())
             for line in shown:
-                expect(any(comparable(line, folder) in each for each in printed), f"{page.name}: the line `{line}` in what these commands print", result)
+                expect(any(self.comparable(line, folder) in each for each in printed), f"{page.name}: the line `{line}` in what these commands print", result)
         if page.sources:
             build = folder / "build"
             compiled = {Path(entry["file"]).name for entry in json.loads((build / "compile_commands.json").read_text())}
