@@ -14,6 +14,8 @@ namespace marlin {
 [[nodiscard]] Checkpoint checkpoint_of(StateDict root, const std::filesystem::path& file);
 
 [[nodiscard]] CommitRecord record_of(const SavePoint& point);
+/// Of the whole run.
+[[nodiscard]] inline int64_t completed_epochs(const SavePoint& point) noexcept { return point.unit == Unit::kEpoch ? point.epoch + 1 : point.epoch; }
 [[nodiscard]] CommitRecord record_of_model(int64_t index);
 
 }  // namespace marlin

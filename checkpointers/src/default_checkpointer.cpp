@@ -38,9 +38,9 @@ Checkpoint DefaultCheckpointer::read(const fs::path& file, Verify verify) const 
   return found;
 }
 
-std::string DefaultCheckpointer::run_id_of(const fs::path& file) const {
+FolderCheckpointer::Facts DefaultCheckpointer::facts_of(const fs::path& file) const {
   const auto record = ArchiveReader(file, Verify::kOff).record();
-  return record ? record->run_id : "";
+  return record ? Facts{record->run_id, record->metrics} : Facts{};
 }
 
 }  // namespace marlin

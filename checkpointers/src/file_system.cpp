@@ -1,5 +1,7 @@
 #include "marlin/checkpointers/file_system.h"
 
+#include <unistd.h>
+
 #include <cerrno>
 #include <system_error>
 #include <utility>
@@ -91,6 +93,12 @@ std::unique_ptr<WritableFile> FileSystem::create(const fs::path& path, const fs:
 void FileSystem::rename(const fs::path& from, const fs::path& to) {
   require([&] { return do_rename(from, to); }, "cannot write ", to.string());
 }
+
+void FileSystem::symlink(const fs::path& target, const fs::path& link) {
+  require([&] { return do_symlink(target, link); }, "cannot make the link ", link.string());
+}
+
+int FileSystem::do_symlink(const fs::path& target, const fs::path& link) { return ::symlink(target.c_str(), link.c_str()) == 0 ? 0 : errno; }
 
 void FileSystem::remove(const fs::path& path) {
   const int error = retry([&] { return do_remove(path); });

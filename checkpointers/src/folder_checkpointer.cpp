@@ -1,14 +1,11 @@
 #include "marlin/checkpointers/folder_checkpointer.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <functional>
+#include <set>
 #include <utility>
 
+#include "folder_check.h"
 #include "marlin/checkpointers/durable_file.h"
 #include "marlin/checkpointers/retention.h"
 #include "marlin/sdk/error.h"
@@ -19,47 +16,6 @@ namespace fs = std::filesystem;
 namespace {
 
 using Form = CheckpointNames::Form;
-
-LogLevel level_of(const std::string& name) {
-  static const std::vector<std::string> kLevels = {"DEBUG", "INFO", "WARNING", "ERROR", "OFF"};
-  return static_cast<LogLevel>(std::find(kLevels.begin(), kLevels.end(), name) - kLevels.begin());
-}
-
-[[noreturn]] void refuse_folder(const char* option, const fs::path& folder, const std::string& why) {
-  throw Error(Errc::kInvalidArgument, concat("checkpointer.", option, ": cannot write to '", folder.string(), "': ", why));
-}
-
-constexpr std::string_view kProbe = "probe";
-
-// What was made below a folder that was there is to outlive a power cut, or no checkpoint in it does.
-void sync_made(const fs::path& existing, const fs::path& folder) {
-  for (fs::path made = folder; made != existing && made.has_relative_path(); made = made.parent_path()) posix_file_system().sync_directory(made.parent_path());
-}
-
-// Makes the folder if it is not there, and a file in it for a moment: permissions alone do not tell of a read-only file system or of /proc.
-void check_writable(const char* option, const fs::path& folder) {
-  const fs::path whole = fs::absolute(folder).lexically_normal();
-  fs::path existing = whole;
-  std::error_code error;
-  while (!fs::exists(fs::symlink_status(existing, error)) && existing.has_relative_path()) existing = existing.parent_path();
-  if (!fs::is_directory(existing, error)) {
-    // Below a file even asking fails, so climb to the file itself.
-    while (existing.has_relative_path() && fs::is_directory(existing.parent_path(), error) == false) existing = existing.parent_path();
-    refuse_folder(option, folder, concat("'", existing.string(), "' is not a folder"));
-  }
-  fs::create_directories(folder, error);
-  if (error) refuse_folder(option, folder, concat("it cannot be made in '", existing.string(), "': ", error.message()));
-  try {
-    sync_made(existing, whole);
-  } catch (const Error& problem) {
-    refuse_folder(option, folder, problem.what());
-  }
-  const fs::path probe = folder / temporary_name(kProbe);
-  const int file = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
-  if (file < 0) refuse_folder(option, folder, std::strerror(errno));
-  ::close(file);
-  ::unlink(probe.c_str());
-}
 
 void add_files(std::vector<fs::path>& result, const fs::path& folder, const CheckpointNames& names, bool models) {
   std::error_code error;
@@ -74,12 +30,24 @@ bool is_set(const std::optional<std::string>& option) { return option && !option
 
 }  // namespace
 
-FolderCheckpointer::FolderCheckpointer(FolderOptions options, CheckpointNames checkpoints, CheckpointNames models, const HostContext& host)
-    : options_(std::move(options)), names_(std::move(checkpoints)), model_names_(std::move(models)), host_(host), file_system_(file_system_of(host)),
-      level_(level_of(options_.log_level)) {
-  if (options_.keep_last == 1) {
+namespace {
+
+// keep_last is a rule of a policy, by another name.
+KeepPolicy policy_of(const FolderOptions& options) {
+  const KeepPolicy keep(options.keep, "checkpointer.keep");
+  if (options.keep_last == 0) return keep;
+  if (options.keep_last == 1) {
     throw Error(Errc::kInvalidArgument, "checkpointer.keep_last: 1 is refused: if that file turned out broken, none would be left; give 2 or more, or 0 for all");
   }
+  const std::string last = concat("last:", options.keep_last);
+  return KeepPolicy(keep.empty() ? last : keep.text() == last ? last : concat(last, ",", keep.text()), "checkpointer.keep_last, checkpointer.keep");
+}
+
+}  // namespace
+
+FolderCheckpointer::FolderCheckpointer(FolderOptions options, CheckpointNames checkpoints, CheckpointNames models, const HostContext& host)
+    : options_(std::move(options)), policy_(policy_of(options_)), names_(std::move(checkpoints)), model_names_(std::move(models)), host_(host), file_system_(file_system_of(host)),
+      level_(log_level_of(options_.log_level)) {
   if (options_.save_dir.empty()) throw Error(Errc::kInvalidArgument, "checkpointer.save_dir: must not be empty; '.' is the working directory");
   options_.save_dir = host.in_run_dir(options_.save_dir).string();
   for (std::optional<std::string>* folder : {&options_.model_state_save_dir, &options_.load_dir}) {
@@ -130,7 +98,12 @@ std::vector<fs::path> FolderCheckpointer::own_files() const {
 }
 
 // Two runs in one folder would overwrite each other's files, and the next resume could take either.
-void FolderCheckpointer::refuse_to_mix(const RunStart& start, const std::vector<fs::path>& files) const {
+// What one that threw before its first save left does not keep it from being started again.
+void FolderCheckpointer::refuse_to_mix(const RunStart& start, std::vector<fs::path> files) const {
+  std::erase_if(files, [&](const fs::path& file) {
+    const auto parsed = names_.parse(file.filename().native());
+    return start.looked && parsed && parsed->form == Form::kSuspect;
+  });
   if (files.empty()) return;
   if (start.loaded_from.empty()) {
     throw Error(Errc::kInvalidArgument, concat("'", files.front().parent_path().string(), "' holds checkpoints of an earlier run (", files.front().filename().string(),
@@ -141,7 +114,7 @@ void FolderCheckpointer::refuse_to_mix(const RunStart& start, const std::vector<
   if (start.run_id.empty() || fs::equivalent(fs::path(start.loaded_from).parent_path() / ".", options_.save_dir, error)) return;
   for (const fs::path& file : files) {
     try {
-      const std::string run_id = run_id_of(file);
+      const std::string run_id = facts_of(file).run_id;
       if (run_id.empty() || run_id == start.run_id) continue;
     } catch (const Error&) {
       continue;  // whose it is cannot be told
@@ -154,10 +127,10 @@ void FolderCheckpointer::refuse_to_mix(const RunStart& start, const std::vector<
 void FolderCheckpointer::do_open(const RunStart& start) {
   const std::vector<fs::path> files = own_files();
   if (!options_.delete_existing_checkpoints) refuse_to_mix(start, files);
-  check_writable("save_dir", options_.save_dir);
-  check_writable("model_state_save_dir", model_folder());
+  check_writable("save_dir", options_.save_dir, /*create=*/true);
+  check_writable("model_state_save_dir", model_folder(), /*create=*/true);
   for (const fs::path& folder : {fs::path(options_.save_dir), model_folder()}) {
-    remove_stale_temporaries(folder, [&](std::string_view name) { return name == kProbe || owns(name); });
+    remove_stale_temporaries(folder, [&](std::string_view name) { return name == kWriteProbe || owns(name); });
   }
   sweep(options_.save_dir);
   if (!options_.delete_existing_checkpoints || std::exchange(cleared_, true)) return;
@@ -171,8 +144,17 @@ void FolderCheckpointer::do_open(const RunStart& start) {
   }
 }
 
+bool FolderCheckpointer::do_keeps_suspects() const { return true; }
+
+// A state after an exception has a name of its own, which is never looked for; nothing goes for it.
 std::vector<std::string> FolderCheckpointer::do_save(const Checkpoint& checkpoint, const SavePoint& point) {
-  const fs::path file = fs::path(options_.save_dir) / names_.name(point.unit == Unit::kEpoch ? Form::kEpoch : Form::kStep, point.index);
+  const fs::path folder = options_.save_dir;
+  if (point.cause == Cause::kException) {
+    const fs::path suspect = folder / names_.name(Form::kSuspect, point.global_step);
+    write(suspect, checkpoint, point);
+    return {suspect.string()};
+  }
+  const fs::path file = folder / names_.name(point.unit == Unit::kEpoch ? Form::kEpoch : Form::kStep, point.index);
   write(file, checkpoint, point);
   const fs::path superseded = std::exchange(superseded_, {});
   if (!superseded.empty() && superseded != file) discard(superseded);
@@ -183,19 +165,23 @@ std::vector<std::string> FolderCheckpointer::do_save(const Checkpoint& checkpoin
 // What was just written counts as one of those that are kept, whatever its number: a run that went on from an older checkpoint
 // may find higher ones here. Of the others only those count that can be opened; one that cannot is left for a person to look at.
 void FolderCheckpointer::evict(const fs::path& just_written) {
-  if (options_.keep_last == 0) return;
+  if (policy_.empty()) return;
   const FilesByAge files = files_by_age(just_written.parent_path(), names_);
-  const bool is_epoch = std::find(files.steps.begin(), files.steps.end(), just_written) == files.steps.end();
-  const auto can_be_opened = [this](const fs::path& file) {
+  std::set<fs::path> there;
+  for (const auto* kind : {&files.epochs, &files.steps}) there.insert(kind->begin(), kind->end());
+  std::erase_if(looked_at_, [&](const auto& each) { return !there.contains(each.first); });
+  looked_at_.erase(just_written);
+  const LookAtFile look = [this](const fs::path& file) -> std::optional<Metrics> {
+    const auto known = looked_at_.find(file);
+    if (known != looked_at_.end()) return known->second;
     try {
-      static_cast<void>(run_id_of(file));
-      return true;
+      return looked_at_.emplace(file, facts_of(file).metrics).first->second;
     } catch (const Error&) {
-      return false;
+      return std::nullopt;
     }
   };
-  for (const fs::path& file : plan_keep_last(is_epoch ? files.epochs : files.steps, options_.keep_last, just_written, can_be_opened).surplus) {
-    discard(file, concat(" (keep_last ", options_.keep_last, ")"));
+  for (const KeptFile& file : plan_keep(files, names_, policy_, look, just_written)) {
+    if (file.fate == KeptFile::Fate::kGoes) discard(file.path, concat(" (keep ", policy_.text(), ")"));
   }
 }
 

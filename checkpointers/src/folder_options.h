@@ -25,6 +25,7 @@ template <class O>
       option_field("load_filename", &O::load_filename, "File in load_dir to resume from, instead of the newest."),
       option_field("delete_existing_checkpoints", &O::delete_existing_checkpoints, "Start over: remove files that an earlier run of this checkpointer left."),
       option_field("keep_last", &O::keep_last, "Remove older checkpoints once this many are there, of epochs and of steps each; 0: none; never model files.", {.min = 0}),
+      option_field("keep", &O::keep, "Remove checkpoints that no rule keeps, a union: last:N,best:K:METRIC[:min],every:N,pin:N. The newest two always stay. Empty: none."),
       option_field("log_level", &O::log_level, "The least that this checkpointer logs.", {.choices = {"DEBUG", "INFO", "WARNING", "ERROR", "OFF"}}),
   };
   fields.insert(fields.end(), rest.begin(), rest.end());
@@ -41,6 +42,7 @@ template <class O>
           .load_filename = options.load_filename,
           .delete_existing_checkpoints = options.delete_existing_checkpoints,
           .keep_last = options.keep_last,
+          .keep = options.keep,
           .log_level = options.log_level};
 }
 

@@ -1,6 +1,7 @@
 #include "marlin/checkpointers/retention.h"
 
 #include <algorithm>
+#include <limits>
 #include <system_error>
 #include <utility>
 
@@ -12,15 +13,6 @@ namespace fs = std::filesystem;
 namespace {
 
 using Form = CheckpointNames::Form;
-
-bool is_archive(const fs::path& file) {
-  try {
-    ArchiveReader(file, Verify::kOff);
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
-}
 
 }  // namespace
 
@@ -45,20 +37,96 @@ FilesByAge files_by_age(const fs::path& folder, const CheckpointNames& names) {
   return {sorted(found[0]), sorted(found[1])};
 }
 
-KeepPlan plan_keep_last(const std::vector<fs::path>& newest_first, int64_t keep_last, const fs::path& just_written,
-                        const std::function<bool(const fs::path&)>& can_be_opened) {
-  KeepPlan plan;
-  if (!just_written.empty()) plan.kept.push_back(just_written);
-  for (const fs::path& file : newest_first) {
-    if (file == just_written) continue;
-    if (static_cast<int64_t>(plan.kept.size()) >= keep_last) {
-      plan.surplus.push_back(file);
-    } else {
-      ((can_be_opened ? can_be_opened(file) : is_archive(file)) ? plan.kept : plan.unopened).push_back(file);
-    }
+std::optional<Metrics> look_at_archive(const fs::path& file) {
+  try {
+    const std::optional<CommitRecord> record = ArchiveReader(file, Verify::kOff).record();
+    return record ? record->metrics : Metrics();
+  } catch (const Error&) {
+    return std::nullopt;
   }
-  std::reverse(plan.surplus.begin(), plan.surplus.end());
-  return plan;
+}
+
+namespace {
+
+constexpr const char* kAlways = "one of the newest two";
+constexpr const char* kNoRules = "there are no rules";
+
+// Oldest first, epochs before steps.
+std::vector<KeptFile> in_order(const FilesByAge& files) {
+  std::vector<KeptFile> all;
+  all.reserve(files.epochs.size() + files.steps.size());
+  for (const auto* kind : {&files.epochs, &files.steps}) {
+    for (auto file = kind->rbegin(); file != kind->rend(); ++file) all.push_back({*file, KeptFile::Fate::kStays, kNoRules});
+  }
+  return all;
+}
+
+// Files that can be opened, as far as is known, and what the rules may know of them, place by place.
+struct Openable {
+  std::vector<KeptFile*> files;
+  std::vector<KeepPolicy::Candidate> candidates;
+
+  void drop(const std::vector<char>& broken) {
+    size_t to = 0;
+    for (size_t i = 0; i < files.size(); ++i) {
+      if (broken[i]) {
+        files[i]->fate = KeptFile::Fate::kUnopened;
+        files[i]->why = "cannot be opened";
+        continue;
+      }
+      if (to != i) files[to] = files[i], candidates[to] = std::move(candidates[i]);
+      ++to;
+    }
+    files.resize(to);
+    candidates.resize(to);
+  }
+};
+
+// Why each of those that can be opened stays; empty: it does not.
+std::vector<std::string> reasons_of(const std::vector<KeepPolicy::Candidate>& candidates, const KeepPolicy& policy) {
+  static const KeepPolicy kNewestTwo("last:2");
+  std::vector<std::string> reasons = policy.reasons(candidates);
+  if (policy.keeps_at_least() >= 2) return reasons;
+  const std::vector<std::string> always = kNewestTwo.reasons(candidates);
+  for (size_t i = 0; i < reasons.size(); ++i) {
+    if (reasons[i].empty() && !always[i].empty()) reasons[i] = kAlways;
+  }
+  return reasons;
+}
+
+}  // namespace
+
+std::vector<KeptFile> plan_keep(const FilesByAge& files, const CheckpointNames& names, const KeepPolicy& policy, const LookAtFile& look, const fs::path& just_written) {
+  std::vector<KeptFile> all = in_order(files);
+  if (policy.empty()) return all;
+  Openable open;
+  std::vector<char> broken;
+  for (KeptFile& file : all) {
+    const auto parsed = names.parse(file.path.filename().native());
+    if (!parsed) continue;
+    KeepPolicy::Candidate candidate{parsed->form == Form::kStep ? Unit::kStep : Unit::kEpoch, parsed->index, {}, {}};
+    if (file.path == just_written) candidate.age = std::numeric_limits<int64_t>::max();
+    const std::optional<Metrics> metrics = policy.needs_metrics() ? look(file.path) : Metrics();
+    if (metrics) candidate.metrics = *metrics;
+    broken.push_back(!metrics && file.path != just_written);
+    open.files.push_back(&file);
+    open.candidates.push_back(std::move(candidate));
+  }
+  // One that a rule keeps and that cannot be opened makes room for the next; so it goes round until all that stay can be.
+  std::vector<std::string> reasons;
+  do {
+    open.drop(broken);
+    reasons = reasons_of(open.candidates, policy);
+    broken.assign(open.files.size(), 0);
+    for (size_t i = 0; i < open.files.size(); ++i) broken[i] = !reasons[i].empty() && open.files[i]->path != just_written && !look(open.files[i]->path);
+  } while (std::find(broken.begin(), broken.end(), 1) != broken.end());
+  for (size_t i = 0; i < open.files.size(); ++i) {
+    KeptFile& file = *open.files[i];
+    const bool stays = !reasons[i].empty() || file.path == just_written;
+    file.fate = stays ? KeptFile::Fate::kStays : KeptFile::Fate::kGoes;
+    file.why = !reasons[i].empty() ? reasons[i] : stays ? "just written" : "no rule keeps it";
+  }
+  return all;
 }
 
 }  // namespace marlin

@@ -83,11 +83,13 @@ RunResult Trainer::train() {
     open_checkpointers();
     asked_.assign(checkpointers_.size(), services_.clock());
     started_ = training_ = true;
+    ended_by_save_ = false;
     try {
       run_epochs();
       result.outcome = anything_left() ? RunResult::Outcome::kStopped : RunResult::Outcome::kDone;
       end_run(result.outcome == RunResult::Outcome::kDone);
     } catch (...) {
+      save_after_exception();
       training_ = false;
       finish_saves();
       if (services_.progress) services_.progress->clear_line();

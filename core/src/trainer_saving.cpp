@@ -27,6 +27,11 @@ Snapshot::Storages changed_by_steps(const ModuleInterface& module, const Checkpo
   return storages;
 }
 
+// Of a checkpointer that was told something that cannot be, a metric that there is not, say: no later epoch would mend that.
+bool is_about_options(const Error& error) { return error.code() == Errc::kInvalidArgument || error.code() == Errc::kNotFound; }
+
+constexpr double kTryAgainAfter = 60.0;  // seconds
+
 }  // namespace
 
 Checkpoint Trainer::make_checkpoint() const {
@@ -60,13 +65,15 @@ bool Trainer::save_or_report(const AbstractCheckpointer& checkpointer, const std
     return true;
   } catch (const Error& error) {
     const std::string line = concat("checkpointer '", checkpointer.name(), "' could not save the ", what, ": ", error.what());
-    if (checkpointer.schedule().on_error == OnError::kFail) throw Error(error.code(), line);
+    if (checkpointer.schedule().on_error == OnError::kFail) {
+      ended_by_save_ = true;
+      throw Error(error.code(), line);
+    }
     services_.logger->error(line);
     return false;
   }
 }
 
-constexpr double kTryAgainAfter = 60.0;  // seconds
 
 double Trainer::seconds_since_save(size_t place) const {
   return std::chrono::duration<double>(services_.clock() - asked_[place]).count();
@@ -90,13 +97,19 @@ void Trainer::save_after_step() {
   if (worth_asking) save_where_due(save_point(requested ? Cause::kRequest : Cause::kPeriod, requested), /*wait=*/false);
 }
 
+// One that was not kept by choice is none, and makes no failure before it good.
+void Trainer::note_save(size_t place, bool done, const SavePoint& point, bool kept) {
+  if (done) saved_step_[place] = point.global_step, saved_index_[place] = point.index;
+  if (!done || kept) failed_[place] = !done;
+}
+
 void Trainer::save_now(size_t place, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written) {
   AbstractCheckpointer& checkpointer = *checkpointers_[place];
   saves_->drain();  // no two calls at once
   asked_[place] = services_.clock();
+  const size_t before = written.size();
   const bool done = save_or_report(checkpointer, what_is_saved(point), [&] { return checkpointer.save(checkpoint, point); }, written);
-  if (done) saved_step_[place] = point.global_step, saved_index_[place] = point.index;
-  failed_[place] = !done;
+  note_save(place, done, point, written.size() > before);
 }
 
 // Whether a save point that is due is left out because the save before it is still being written.
@@ -127,13 +140,22 @@ void Trainer::save_in_background(const std::vector<size_t>& places, const Checkp
 }
 
 // A save that failed is tried again whatever the periods say, once it is long enough ago.
-bool Trainer::is_due(size_t place, const SavePoint& point, std::vector<std::string>& written) {
+bool Trainer::is_due(size_t place, const SavePoint& point, std::vector<std::string>& written, std::optional<Error>& told_wrong) {
   const AbstractCheckpointer& checkpointer = *checkpointers_[place];
   if (is_to_be_tried_again(place)) return true;
   SavePoint its_own = point;
   its_own.seconds_since_save = seconds_since_save(place);
   bool due = false;
-  const bool asked = save_or_report(checkpointer, what_is_saved(point), [&] { return due = checkpointer.due(its_own), std::vector<std::string>(); }, written);
+  const auto ask = [&] {
+    try {
+      due = checkpointer.due(its_own);
+    } catch (const Error& error) {
+      if (!is_about_options(error)) throw;
+      told_wrong = error;
+    }
+    return std::vector<std::string>();
+  };
+  const bool asked = save_or_report(checkpointer, what_is_saved(point), ask, written);
   if (!asked) failed_[place] = 1;
   return due;
 }
@@ -146,11 +168,13 @@ std::vector<std::string> Trainer::save_where_due(const SavePoint& point, bool wa
     collect_saves();
   }
   std::optional<Checkpoint> checkpoint;  // built once, and only if somebody wants it
+  std::optional<Error> told_wrong;       // ends the run, once those are saved that are due
   std::vector<size_t> background;
   for (size_t i = 0; i < checkpointers_.size(); ++i) {
     AbstractCheckpointer& checkpointer = *checkpointers_[i];
-    if (saved_step_[i] == point.global_step && saved_index_[i] == point.index) continue;  // just saved
-    if (!is_due(i, point, written) || is_skipped(checkpointer, point)) continue;
+    const bool just_saved = saved_step_[i] == point.global_step && saved_index_[i] == point.index;
+    if (just_saved && !(point.force && checkpointer.saves_again(point))) continue;
+    if (!is_due(i, point, written, told_wrong) || is_skipped(checkpointer, point)) continue;
     if (!checkpoint) checkpoint = make_checkpoint();
     if (!wait && checkpointer.schedule().async) {
       background.push_back(i);
@@ -160,6 +184,7 @@ std::vector<std::string> Trainer::save_where_due(const SavePoint& point, bool wa
   }
   if (!background.empty()) save_in_background(background, *checkpoint, point, written);
   if (!written.empty()) newest_checkpoint_ = written.front();
+  if (told_wrong) throw *told_wrong;
   return written;
 }
 
@@ -169,23 +194,54 @@ void Trainer::collect_saves() {
   for (const SaveService::Outcome& outcome : saves_->take_outcomes()) {
     const size_t i = outcome.checkpointer;
     std::vector<std::string> written;
-    failed_[i] = 1;
+    bool done = false;
     try {
-      const bool done = save_or_report(*checkpointers_[i], what_is_saved(outcome.point), [&] {
+      done = save_or_report(*checkpointers_[i], what_is_saved(outcome.point), [&] {
         if (outcome.error) throw *outcome.error;
         return outcome.written;
       }, written);
-      if (!done) continue;
     } catch (const Error& error) {
       ends_the_run = error;
-      continue;
     }
-    failed_[i] = 0;
-    saved_step_[i] = outcome.point.global_step;
-    saved_index_[i] = outcome.point.index;
+    note_save(i, done, outcome.point, !written.empty());
     if (!written.empty()) newest_checkpoint_ = written.front();
   }
   if (ends_the_run) throw *ends_the_run;
+}
+
+// What a run that throws has learned is kept once, where it cannot be taken for a good state; one that is on disk already is not.
+// Nothing may replace what was thrown.
+void Trainer::save_after_exception() noexcept {
+  if (ended_by_save_ || !started_) return;
+  try {
+    saves_->drain();
+    collect_saves();
+  } catch (const std::exception& error) {
+    services_.logger->error(one_line(error.what()));
+  }
+  try {
+    const SavePoint point = save_point(Cause::kException, true);
+    std::optional<Checkpoint> checkpoint;
+    for (size_t i = 0; i < checkpointers_.size(); ++i) {
+      const bool on_disk = saved_step_[i] == point.global_step && saved_index_[i] == point.index;
+      if (point.global_step == 0 || on_disk || !checkpointers_[i]->keeps_suspects()) continue;
+      if (!checkpoint) checkpoint = make_checkpoint();
+      save_suspect(*checkpointers_[i], *checkpoint, point);
+    }
+  } catch (const std::exception& error) {
+    services_.logger->error("the state after an exception could not be saved: ", one_line(error.what()));
+  } catch (...) {
+    services_.logger->error("the state after an exception could not be saved");
+  }
+}
+
+void Trainer::save_suspect(AbstractCheckpointer& checkpointer, const Checkpoint& checkpoint, const SavePoint& point) {
+  std::vector<std::string> written;
+  try {
+    save_or_report(checkpointer, concat("state after an exception, ", what_is_saved(point)), [&] { return checkpointer.save(checkpoint, point); }, written);
+  } catch (const Error& error) {
+    services_.logger->error(error.what());
+  }
 }
 
 // On the way out of a run that failed: nothing may replace the reason why it did.
@@ -215,7 +271,9 @@ void Trainer::require_something_to_save(const char* call) {
 
 void Trainer::open_checkpointers() {
   if (opened_) return;  // after a stop the same run goes on
-  for (const auto& checkpointer : checkpointers_) checkpointer->open({newest_checkpoint_, run_id_});
+  const auto keeps = [](const auto& checkpointer) { return checkpointer->schedule().checkpoint; };
+  const bool alone = std::count_if(checkpointers_.begin(), checkpointers_.end(), keeps) == 1;
+  for (const auto& checkpointer : checkpointers_) checkpointer->open({newest_checkpoint_, run_id_, newest_checkpoint_.empty() && options_.resume == "auto", alone});
   opened_ = true;
 }
 

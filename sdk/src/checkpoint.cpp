@@ -18,6 +18,7 @@ const char* to_string(Cause cause) noexcept {
     case Cause::kEnd: return "end";
     case Cause::kRequest: return "request";
     case Cause::kStop: return "stop";
+    case Cause::kException: return "exception";
   }
   return "unknown";
 }

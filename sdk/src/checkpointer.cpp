@@ -47,7 +47,10 @@ void AbstractCheckpointer::set_seam(std::shared_ptr<const Seam> seam) { seam_ = 
 
 void AbstractCheckpointer::set_schedule(const SaveSchedule& schedule) {
   validate(schedule, "checkpointer.");
-  schedule_ = schedule;
+  SaveSchedule fitted = schedule;
+  std::shared_ptr(seam_)->call("schedule", Seam::Watch::kNothing, [&] { do_schedule(fitted); });
+  validate(fitted, "checkpointer.");
+  schedule_ = std::move(fitted);
 }
 
 void AbstractCheckpointer::open(const RunStart& start) {
@@ -64,6 +67,14 @@ bool AbstractCheckpointer::due(const SavePoint& point) const {
     if (!Seam(concat("checkpointer '", name_, "'")).call("also_when", Seam::Watch::kNothing, [&] { return schedule_.also_when(point); })) return false;
   }
   return std::shared_ptr(seam_)->call("is_due", Seam::Watch::kNothing, [&] { return is_due(point); });
+}
+
+bool AbstractCheckpointer::keeps_suspects() const {
+  return schedule_.checkpoint && std::shared_ptr(seam_)->call("keeps_suspects", Seam::Watch::kNothing, [&] { return do_keeps_suspects(); });
+}
+
+bool AbstractCheckpointer::saves_again(const SavePoint& point) const {
+  return schedule_.checkpoint && std::shared_ptr(seam_)->call("saves_again", Seam::Watch::kNothing, [&] { return do_saves_again(point); });
 }
 
 std::vector<std::string> AbstractCheckpointer::save(const Checkpoint& checkpoint, const SavePoint& point) {
@@ -107,6 +118,9 @@ void AbstractCheckpointer::close() {
   std::shared_ptr(seam_)->call("close", Seam::Watch::kCall, [&] { do_close(); });
 }
 
+void AbstractCheckpointer::do_schedule(SaveSchedule&) const {}
+bool AbstractCheckpointer::do_keeps_suspects() const { return false; }
+bool AbstractCheckpointer::do_saves_again(const SavePoint&) const { return false; }
 void AbstractCheckpointer::do_open(const RunStart&) {}
 bool AbstractCheckpointer::is_due(const SavePoint&) const { return true; }
 bool AbstractCheckpointer::do_has_model(int64_t) const { return false; }

@@ -99,7 +99,7 @@ bool print_bound(const std::string& bench_case, const std::string& what, double 
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a figure is there to read once it is known, also in a file
   using namespace marlin::bench;
-  const std::map<std::string, bool (*)()> cases = {{"checkpoint", checkpoint}, {"optimizer", optimizer}, {"overhead", overhead}, {"plugin", plugin}};
+  const std::map<std::string, bool (*)()> cases = {{"checkpoint", checkpoint}, {"optimizer", optimizer}, {"overhead", overhead}, {"plugin", plugin}, {"retention", retention}};
   const auto usage = [&](const std::string& problem) {
     std::fprintf(stderr, "%susage: marlin_bench CASE... [--dir FOLDER] [--peers] [--blocks N]; there are:", problem.c_str());
     for (const auto& [name, run] : cases) std::fprintf(stderr, " %s", name.c_str());

@@ -44,5 +44,6 @@ bool checkpoint();
 bool overhead();
 bool optimizer();
 bool plugin();
+bool retention();
 
 }  // namespace marlin::bench

@@ -1,6 +1,7 @@
 """marlin-ckpt prune"""
 
 import os
+import re
 import subprocess
 import unittest
 
@@ -31,11 +32,12 @@ class PruneTest(CkptTest):
         self.put_files(*(f"checkpoint_{i}.pt" for i in range(5)))
         before = {name: self.path("runs", name).read_bytes() for name in self.left()}
         text = self.ckpt("prune", "runs", "--keep_last", 3, "--dry_run")
-        self.assertRegex(text, r"\Awould remove  runs/checkpoint_0\.pt  \S+ KiB\nwould remove  runs/checkpoint_1\.pt  \S+ KiB\nwould remove 2 files \(\S+ KiB\), 3 would stay\n\Z")
+        self.assertRegex(text, "".join(rf"would remove  runs/checkpoint_{i}\.pt  no rule keeps it\n" for i in (0, 1)) + "".join(rf"stays         runs/checkpoint_{i}\.pt  last:3\n" for i in (2, 3, 4))
+                         + r"would remove 2 files \(\S+ KiB\), 3 would stay\n\Z")
         document = self.json("prune", "runs", "--keep_last", 3, "--dry_run")
         self.assertEqual({name: self.path("runs", name).read_bytes() for name in self.left()}, before)
         self.assertEqual([entry["file"] for entry in document["removed"]], ["checkpoint_0.pt", "checkpoint_1.pt"])
-        self.assertEqual((document["dry_run"], document["keep_last"], document["kept"], document["failed"]), (True, 3, ["checkpoint_4.pt", "checkpoint_3.pt", "checkpoint_2.pt"], []))
+        self.assertEqual((document["dry_run"], document["keep"], document["kept"], document["failed"]), (True, "last:3", ["checkpoint_4.pt", "checkpoint_3.pt", "checkpoint_2.pt"], []))
         # And that is what goes.
         really = self.json("prune", "runs", "--keep_last", 3)
         self.assertEqual((really["dry_run"], really["removed"], really["kept"]), (False, document["removed"], document["kept"]))
@@ -103,6 +105,69 @@ class PruneTest(CkptTest):
         self.assertRegex(finished.err, r"\Aerror: [^\n]*checkpoint_0\.pt: Permission denied\nerror: [^\n]*checkpoint_1\.pt: Permission denied\n\Z")
         self.assertEqual(finished.out, "removed 0 files (0 B), 2 stay\n")
         self.assertEqual(len(self.left()), 4)
+
+
+class PruneRulesTest(CkptTest):
+    """prune --keep RULES: a union of rules, and for every file the reason why it stays or goes."""
+
+    base_epochs = 5
+
+    def explained(self, *args, folder="checkpoints"):
+        """Of each checkpoint what is said: (what becomes of it, why)."""
+        self.take_base(to=folder)
+        before = {name: self.path(folder, name).read_bytes() for name in names(self.path(folder))}
+        text = self.ckpt("prune", folder, *args, "--dry_run")
+        self.assertEqual({name: self.path(folder, name).read_bytes() for name in names(self.path(folder))}, before)
+        columns = [re.split(r" {2,}", line) for line in text.splitlines()]
+        return {line[1]: (line[0], line[2]) for line in columns if len(line) == 3 and re.fullmatch(rf"{folder}/checkpoint_\d+\.pt", line[1])}
+
+    def said(self, *reasons):
+        """One for each epoch; None: no rule keeps it."""
+        return {f"checkpoints/checkpoint_{epoch}.pt": ("would remove", "no rule keeps it") if reason is None else ("stays", reason) for epoch, reason in enumerate(reasons)}
+
+    def test_every_file_is_explained(self):
+        text = self.ckpt("prune", self.take_base(), "--keep", "last:2,best:1:val/accuracy", "--dry_run")
+        self.assertRegex(text, r"(?m)^stays         \S*checkpoints/checkpoint_4\.pt {2,}last:2, best:1:val/accuracy$")
+        self.assertRegex(text, r"(?m)^stays         \S*checkpoints/checkpoint_3\.pt {2,}last:2$")
+        self.assertRegex(text, r"(?m)^would remove  \S*checkpoints/checkpoint_0\.pt {2,}no rule keeps it$")
+        self.assertEqual(self.explained("--keep", "last:2,best:1:val/accuracy"), self.said(None, None, None, "last:2", "last:2, best:1:val/accuracy"))
+
+    def test_each_rule(self):
+        for rules, *reasons in (
+            ("last:3", None, None, "last:3", "last:3", "last:3"),
+            ("last:9", *["last:9"] * 5),
+            ("last:2,best:2:val/loss", "best:2:val/loss", "best:2:val/loss", None, "last:2", "last:2"),
+            ("last:2,best:3:val/loss:min", None, None, "best:3:val/loss:min", "last:2, best:3:val/loss:min", "last:2, best:3:val/loss:min"),
+            ("last:2,best:1:val/f1", None, None, None, "last:2", "last:2"),
+            ("last:2,every:2", "every:2", None, "every:2", "last:2", "last:2, every:2"),
+            ("last:2,pin:0", "pin:0", None, None, "last:2", "last:2"),
+            ("last:2,every:4,pin:4", "every:4", None, None, "last:2", "last:2, every:4, pin:4"),
+        ):
+            with self.subTest(rules):
+                self.assertEqual(self.explained("--keep", rules), self.said(*reasons))
+
+    def test_what_was_said_is_what_goes(self):
+        would = self.explained("--keep", "last:2,best:1:val/loss,pin:2")
+        self.ckpt("prune", "checkpoints", "--keep", "last:2,best:1:val/loss,pin:2")
+        left = [name for name in names(self.path("checkpoints")) if "_model_" not in name]
+        self.assertEqual(left, ["checkpoint_0.pt", "checkpoint_2.pt", "checkpoint_3.pt", "checkpoint_4.pt"])
+        self.assertEqual(left, sorted(file.split("/")[1] for file, (becomes, _) in would.items() if becomes == "stays"))
+        self.assertIn("checkpoint_model_4.pt", names(self.path("checkpoints")), "models always stay")
+        document = self.json("prune", "checkpoints", "--keep", "last:2", "--dry_run")
+        self.assertEqual(sorted(entry["file"] for entry in document["removed"]), ["checkpoint_0.pt", "checkpoint_2.pt"])
+
+    def test_a_broken_file_is_neither_counted_nor_removed(self):
+        self.take_base()
+        self.cut(self.path("checkpoints/checkpoint_4.pt"), 3000)
+        self.ckpt("prune", "checkpoints", "--keep", "last:2")
+        self.assertEqual([name for name in names(self.path("checkpoints")) if "_model_" not in name], ["checkpoint_2.pt", "checkpoint_3.pt", "checkpoint_4.pt"])
+
+    def test_bad_rules_are_refused_by_name(self):
+        self.take_base()
+        for rules in ("newest:3", "last", "last:0", "last:x", "best:1", "best:0:val/loss", "best:1:val/loss:most", "every:0", "pin:-1", "last:2,last:2"):
+            with self.subTest(rules):
+                self.refused(2, "prune", "checkpoints", "--keep", rules, says="--keep")
+        self.refused(2, "prune", "checkpoints", "--keep", "last:2,newest:3", says="newest:3")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <sstream>
 
+#include "marlin/checkpointers/best_k_checkpointer.h"
+#include "marlin/checkpointers/key_metric_checkpointer.h"
 #include "marlin/checkpointers/safetensors_checkpointer.h"
 #include "marlin/testing/checkpointer_contract.h"
 #include "simple_checkpointer.h"
@@ -34,6 +36,23 @@ CheckpointerContract contract_of_safetensors() {
   return contract;
 }
 
+// The metric grows from save to save, so each is the best so far, and the newest.
+CheckpointerContract contract_of_best_k() {
+  CheckpointerContract contract;
+  contract.make = [](HostContext& host) {
+    return std::make_unique<BestKCheckpointer>(BestKOptions{.n_saved = 3, .score_name = "val/accuracy", .keep_latest = KeepLatest::kYes}, BestKHooks{}, host);
+  };
+  return contract;
+}
+
+CheckpointerContract contract_of_key_metric() {
+  CheckpointerContract contract;
+  contract.make = [](HostContext& host) {
+    return std::make_unique<KeyMetricCheckpointer>(KeyMetricOptions{.save_final = true, .save_key_metric = true, .key_metric_name = "val/accuracy", .save_interval = 1, .n_saved = 3}, host);
+  };
+  return contract;
+}
+
 CheckpointerContract contract_of_simple() {
   CheckpointerContract contract;
   contract.make = [](HostContext& host) { return std::make_unique<SimpleCheckpointer>(host); };
@@ -50,6 +69,17 @@ TEST_P(CheckpointerContractTest, DefaultCheckpointerKeepsIt) {
 TEST_P(CheckpointerContractTest, SafetensorsCheckpointerKeepsIt) {
   const ContractCheck check = check_checkpointer(contract_of_safetensors(), GetParam());
   EXPECT_EQ(check.status, CheckStatus::kPassed) << to_line(check);
+}
+
+// They write no model files; everything else is asked of them.
+TEST_P(CheckpointerContractTest, BestKKeepsIt) {
+  const ContractCheck check = check_checkpointer(contract_of_best_k(), GetParam());
+  EXPECT_NE(check.status, CheckStatus::kFailed) << to_line(check);
+}
+
+TEST_P(CheckpointerContractTest, KeyMetricKeepsIt) {
+  const ContractCheck check = check_checkpointer(contract_of_key_metric(), GetParam());
+  EXPECT_NE(check.status, CheckStatus::kFailed) << to_line(check);
 }
 
 TEST_P(CheckpointerContractTest, ThePatternOfTheWrongOnesKeepsIt) {

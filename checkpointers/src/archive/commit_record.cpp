@@ -16,6 +16,8 @@ namespace {
 
 using OrderedJson = nlohmann::ordered_json;  // what is written has an order
 
+constexpr const char* kScoreKey = "score";
+constexpr const char* kListKey = "list";
 constexpr const char* kMetricsKey = "metrics";
 constexpr const char* kRecordsKey = "records";
 constexpr const char* kHashKey = "xxh3_128";
@@ -109,7 +111,7 @@ void check_own_hash(std::string_view where, std::string_view text) {
 std::string to_json(const CommitRecord& record, std::string_view more) {
   OrderedJson metrics = OrderedJson::object();
   for (const auto& [name, value] : record.metrics) metrics[name] = number_to_json(value);
-  const OrderedJson json = {
+  OrderedJson json = {
       {"format_version", kFormatVersion},
       {"kind", record.kind},
       {"unit", record.unit},
@@ -120,8 +122,10 @@ std::string to_json(const CommitRecord& record, std::string_view more) {
       {"run_id", record.run_id},
       {"marlin_version", record.marlin_version.empty() ? MARLIN_VERSION : record.marlin_version},
       {"torch_version", record.torch_version.empty() ? TORCH_VERSION : record.torch_version},
-      {kMetricsKey, metrics},
   };
+  if (record.score) json[kScoreKey] = number_to_json(*record.score);
+  if (!record.list.empty()) json[kListKey] = record.list;
+  json[kMetricsKey] = metrics;
   std::string text = json.dump(1, ' ', false, OrderedJson::error_handler_t::replace);
   text.resize(text.size() - std::string_view("\n}").size());
   text += more;
@@ -151,6 +155,8 @@ CommitRecord commit_record_of(std::string_view text, std::string_view where, int
   record.run_id = text_at(where, json, "run_id");
   record.marlin_version = text_at(where, json, "marlin_version");
   record.torch_version = text_at(where, json, "torch_version");
+  if (const auto found = json.find(kScoreKey); found != json.end()) record.score = number_of(where, kScoreKey, *found);
+  if (json.contains(kListKey)) record.list = text_at(where, json, kListKey);
   if (const auto found = json.find(kMetricsKey); found != json.end()) {
     if (!found->is_object()) corrupt(where, "'metrics' is no JSON object");
     for (const std::string& name : metrics) record.metrics.set(name, number_of(where, name, found->value(name, nlohmann::json())));

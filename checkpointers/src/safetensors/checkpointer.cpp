@@ -98,7 +98,10 @@ Checkpoint SafetensorsCheckpointer::read(const fs::path& file, Verify verify) co
   return found;
 }
 
-std::string SafetensorsCheckpointer::run_id_of(const fs::path& file) const { return open_pair(file).record.run_id; }
+FolderCheckpointer::Facts SafetensorsCheckpointer::facts_of(const fs::path& file) const {
+  const CommitRecord record = open_pair(file).record;
+  return {record.run_id, record.metrics};
+}
 
 // The record first, and for good, so that no power cut leaves one without its tensors.
 void SafetensorsCheckpointer::remove(const fs::path& file) {

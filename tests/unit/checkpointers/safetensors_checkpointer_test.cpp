@@ -297,7 +297,7 @@ TEST_F(SafetensorsCheckpointerTest, FoldersAreThoseOfTheRun) {
 TEST_F(SafetensorsCheckpointerTest, OptionsAreThoseOfTheBuiltInCheckpointer) {
   std::vector<std::string> names;
   for (const OptionSpec& spec : option_table<SafetensorsCheckpointerOptions>()) names.push_back(spec.name);
-  EXPECT_THAT(names, ElementsAre("save_dir", "model_state_save_dir", "file_prefix", "load_dir", "load_filename", "delete_existing_checkpoints", "keep_last", "log_level"));
+  EXPECT_THAT(names, ElementsAre("save_dir", "model_state_save_dir", "file_prefix", "load_dir", "load_filename", "delete_existing_checkpoints", "keep_last", "keep", "log_level"));
   EXPECT_EQ(SafetensorsCheckpointer().name(), "safetensors");
   EXPECT_THAT([&] { SafetensorsCheckpointer({.file_prefix = "\xff"}); }, ThrowsError(Errc::kInvalidArgument, StartsWith("checkpointer.file_prefix: ")));
   EXPECT_THAT([&] { SafetensorsCheckpointer({.log_level = "LOUD"}); }, ThrowsError(Errc::kInvalidArgument, StartsWith("checkpointer.log_level: ")));

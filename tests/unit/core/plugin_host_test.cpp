@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -273,8 +274,19 @@ TEST_F(PluginHostTest, TwoFilesOfOneNameAreRefused) {
             "plugin " + here("libgood.so") + ": there is a checkpointer 'good' already, from " + file("good") + "; two of one name cannot be told apart: rename one of them");
 }
 
+// In a process of its own: the exception leaves the loader's lock held, for which other threads would wait for ever.
 TEST_F(PluginHostTest, AStaticInitialiserThatThrowsIsRefused) {
-  EXPECT_EQ(refusal_of("throws_at_load"), "plugin 'throws_at_load' (" + file("throws_at_load") + "): cannot be loaded: a static initialiser threw: no licence for this machine");
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "a sanitizer's dlopen lets no exception through";
+#else
+  const auto refuse = [&] {
+    const std::string expected = "plugin 'throws_at_load' (" + file("throws_at_load") + "): cannot be loaded: a static initialiser threw: no licence for this machine";
+    const std::string said = refusal_of("throws_at_load");
+    std::fprintf(stderr, "%s\n", said.c_str());
+    ::_exit(said == expected ? 7 : 8);
+  };
+  EXPECT_EXIT(refuse(), ::testing::ExitedWithCode(7), "no licence for this machine");
+#endif
 }
 
 TEST_F(PluginHostTest, TheNameOfABuiltInPartIsTaken) {

@@ -242,8 +242,9 @@ TEST(TrainerTest, AFailedStepLeavesTheLastGoodCheckpoint) {
   };
   const auto trainer = saving_trainer(module, folder.text(), run_of(3));
   EXPECT_THAT([&] { trainer->train(); }, ThrowsError(Errc::kTraining, AllOf(HasSubstr("epoch 1, step 4"), HasSubstr("inf"))));
-  EXPECT_THAT(names_in(folder.path()), ElementsAre("checkpoint_0.pt"));
+  EXPECT_THAT(names_in(folder.path()), ElementsAre("checkpoint_0.pt", "checkpoint_suspect_3.pt"));
   EXPECT_EQ(read_checkpoint(folder / "checkpoint_0.pt").trainer_state.at("last_epoch").as_int(), 0);
+  EXPECT_EQ(read_checkpoint(folder / "checkpoint_suspect_3.pt").global_step(), 3) << "what was learned before the step that failed";
   EXPECT_TRUE(trainer->started());
 }
 

@@ -27,15 +27,17 @@ struct RecordEntry {
 /// not read the state; torch.load ignores it.
 struct CommitRecord {
   int64_t format_version = 1;  ///< This build writes 1, whatever is set here, and reads 1.
-  std::string kind = {};       ///< "full" (a whole run) or "model" (a bare module state).
+  std::string kind = {};       ///< "full" (a whole run), "model" (a bare module state) or "objects" (states by name, but not the three of a run).
   std::string unit = {};       ///< What `index` counts: "epoch" or "step".
   int64_t index = 0;           ///< The epoch or step as in the file's name.
   int64_t epoch = 0;           ///< From 0.
   int64_t global_step = 0;     ///< Optimizer steps completed.
-  std::string cause = {};      ///< Why it was saved: "period", "end", "request" or "stop".
+  std::string cause = {};      ///< Why it was saved: "period", "end", "request", "stop" or "exception".
   std::string run_id = {};
   std::string marlin_version = {};  ///< Empty: the writer puts its own.
   std::string torch_version = {};   ///< Empty: the writer puts the LibTorch it was built with.
+  std::optional<double> score = {};  ///< What a checkpointer ranked it by; higher is better. Unset: it was not ranked.
+  std::string list = {};            ///< Of which list of which checkpointer it is, so that no other takes it for its own. Empty: of none.
   Metrics metrics = {};             ///< NaN and infinities survive.
   std::vector<RecordEntry> records = {};  ///< Every record of the file but marlin.json itself, in no order. The writer puts its own.
 };

@@ -32,6 +32,7 @@ struct MARLIN_ABI DefaultCheckpointerOptions {
   std::string file_ext = "pt";               ///< Without the dot.
   int64_t keep_last = 0;                     ///< After a save, all but this many of the newest files of its kind (epoch or step) are
                                              ///< removed, oldest first. Range: 0 (none is), or >= 2. Never model or suspect files.
+  std::string keep = {};                     ///< KeepPolicy: after a save, what no rule of it keeps is removed; the newest two always stay.
   std::string log_level = "INFO";            ///< DEBUG, INFO, WARNING, ERROR or OFF: the least that this checkpointer logs.
 
   /// Without `checkpoint` and `period`, which every checkpointer has from the host. The rest of SaveSchedule: set_schedule().
@@ -64,7 +65,7 @@ class MARLIN_ABI DefaultCheckpointer : public FolderCheckpointer {
   void write(const std::filesystem::path& file, const Checkpoint& checkpoint, const SavePoint& point) override;
   void write_model(const std::filesystem::path& file, const StateDict& model_state, int64_t index) override;
   [[nodiscard]] Checkpoint read(const std::filesystem::path& file, Verify verify) const override;
-  [[nodiscard]] std::string run_id_of(const std::filesystem::path& file) const override;
+  [[nodiscard]] Facts facts_of(const std::filesystem::path& file) const override;
 
  private:
   DefaultCheckpointerOptions options_;

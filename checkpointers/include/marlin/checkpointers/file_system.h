@@ -74,6 +74,8 @@ class MARLIN_ABI FileSystem {
   [[nodiscard]] std::unique_ptr<WritableFile> create(const std::filesystem::path& path, const std::filesystem::path& said = {});
   /// Replaces what is at `to` in one step: at every moment it is what it was or what it is now.
   void rename(const std::filesystem::path& from, const std::filesystem::path& to);
+  /// Makes a symbolic link at `link` that leads to `target`, as given.
+  void symlink(const std::filesystem::path& target, const std::filesystem::path& link);
   /// Removes a file; that there is none is no failure.
   void remove(const std::filesystem::path& path);
   /// When it returns, what was created, renamed and removed directly in `folder` (empty: the working directory) is on the device.
@@ -89,6 +91,8 @@ class MARLIN_ABI FileSystem {
   /// Each: errno of the failure, or 0. EINTR: it is called again. `folder` is never empty.
   [[nodiscard]] virtual int do_create(const std::filesystem::path& path, const std::filesystem::path& said, std::unique_ptr<WritableFile>& file) = 0;
   [[nodiscard]] virtual int do_rename(const std::filesystem::path& from, const std::filesystem::path& to) = 0;
+  /// Default: the operating system's.
+  [[nodiscard]] virtual int do_symlink(const std::filesystem::path& target, const std::filesystem::path& link);
   [[nodiscard]] virtual int do_remove(const std::filesystem::path& path) = 0;
   [[nodiscard]] virtual int do_sync_directory(const std::filesystem::path& folder) = 0;
   [[nodiscard]] virtual int do_make_directories(const std::filesystem::path& folder) = 0;

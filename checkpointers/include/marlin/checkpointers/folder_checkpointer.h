@@ -3,17 +3,20 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "marlin/checkpointers/file_system.h"
+#include "marlin/checkpointers/keep_policy.h"
 #include "marlin/checkpointers/names.h"
 #include "marlin/sdk/abi.h"
 #include "marlin/sdk/checkpointer.h"
 #include "marlin/sdk/host.h"
 #include "marlin/sdk/logger.h"
+#include "marlin/sdk/metrics.h"
 
 namespace marlin {
 
@@ -26,6 +29,7 @@ struct FolderOptions {
   std::optional<std::string> load_filename = {};
   bool delete_existing_checkpoints = false;
   int64_t keep_last = 0;
+  std::string keep = {};
   std::string log_level = "INFO";
 };
 
@@ -50,8 +54,13 @@ class MARLIN_ABI FolderCheckpointer : public AbstractCheckpointer {
   /// A checkpoint that was named or found. @throws Error kCorrupt, kMismatch: it is broken, or no checkpoint, so that an older one may
   /// be taken; kNotFound, kIo, kUnsupported.
   [[nodiscard]] virtual Checkpoint read(const std::filesystem::path& file, Verify verify) const = 0;
-  /// Opens a checkpoint without reading its tensors. @return its run's id; empty: not known. @throws Error: it cannot be opened.
-  [[nodiscard]] virtual std::string run_id_of(const std::filesystem::path& file) const = 0;
+  /// What a checkpoint says of itself.
+  struct Facts {
+    std::string run_id = {};  ///< Empty: not known.
+    Metrics metrics = {};
+  };
+  /// Opens a checkpoint without reading its tensors. @throws Error: it cannot be opened.
+  [[nodiscard]] virtual Facts facts_of(const std::filesystem::path& file) const = 0;
   /// Removes a checkpoint with all that belongs to it, or a model file. Default: the file. @throws Error kIo.
   virtual void remove(const std::filesystem::path& file);
   /// Clears away what saves that were cut short left under names of their own. Temporary files are gone by then. Default: nothing.
@@ -69,6 +78,7 @@ class MARLIN_ABI FolderCheckpointer : public AbstractCheckpointer {
   void discard(const std::filesystem::path& file, const std::string& why = {});
 
   void do_open(const RunStart& start) override;
+  [[nodiscard]] bool do_keeps_suspects() const override;
   std::vector<std::string> do_save(const Checkpoint& checkpoint, const SavePoint& point) override;
   std::vector<std::string> do_save_model(const StateDict& model_state, int64_t index) override;
   [[nodiscard]] bool do_has_model(int64_t index) const override;
@@ -78,17 +88,19 @@ class MARLIN_ABI FolderCheckpointer : public AbstractCheckpointer {
  private:
   [[nodiscard]] std::filesystem::path model_folder() const;
   [[nodiscard]] bool keeps_models() const;
-  void refuse_to_mix(const RunStart& start, const std::vector<std::filesystem::path>& files) const;
+  void refuse_to_mix(const RunStart& start, std::vector<std::filesystem::path> files) const;
   [[nodiscard]] std::vector<std::filesystem::path> own_files() const;
   [[nodiscard]] Checkpoint load_newest(const std::filesystem::path& folder, Verify verify) const;
   [[nodiscard]] Checkpoint newest_whole(const std::vector<std::filesystem::path>& newest_first, Verify verify) const;
   void evict(const std::filesystem::path& just_written);
 
   FolderOptions options_;
+  KeepPolicy policy_;
   CheckpointNames names_, model_names_;
   HostContext host_;
   FileSystem& file_system_;
   LogLevel level_;
+  std::map<std::filesystem::path, Metrics> looked_at_;  // files that could be opened
   bool cleared_ = false;              // what an earlier run left was removed; a run that goes on after stop() is opened again
   std::filesystem::path superseded_;  // what the run resumed from, to be removed once something newer is there
 };

@@ -1,13 +1,17 @@
-// Which of a folder's checkpoints stay when only the newest are to be kept.
+// Which of a folder's checkpoints stay.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
+#include <string>
 #include <vector>
 
+#include "marlin/checkpointers/keep_policy.h"
 #include "marlin/checkpointers/names.h"
 #include "marlin/sdk/abi.h"
+#include "marlin/sdk/metrics.h"
 
 namespace marlin {
 
@@ -19,20 +23,28 @@ struct FilesByAge {
 /// The regular files of `folder` itself that have such a name; none if there is no such folder. Nothing is opened.
 [[nodiscard]] MARLIN_ABI FilesByAge files_by_age(const std::filesystem::path& folder, const CheckpointNames& names);
 
-/// What `keep_last` makes of files of one kind.
-struct KeepPlan {
-  std::vector<std::filesystem::path> kept;      ///< The newest that can be opened, newest first; at most keep_last.
-  std::vector<std::filesystem::path> unopened;  ///< Among them, those that cannot be: not counted, and left for a person to look at.
-  std::vector<std::filesystem::path> surplus;   ///< To be removed, in this order: oldest first.
+/// What a policy makes of one file.
+struct KeptFile {
+  enum class Fate : uint8_t {
+    kStays,
+    kUnopened,  ///< A rule would keep it, but it cannot be opened: not counted, and left for a person to look at.
+    kGoes,
+  };
+  std::filesystem::path path;
+  Fate fate = Fate::kStays;
+  std::string why;  ///< "last:3, best:2:val/accuracy", "no rule keeps it", ...
 };
 
-/// Opens as many of the files as it takes, without reading their tensors, and changes none.
-/// @param newest_first  files of one kind, as files_by_age() has them.
-/// @param keep_last  Range: >= 1. Whoever removes files wants 2 or more, so that one stays if another turns out broken.
-/// @param just_written  counts as the first that is kept, whatever its number, and is not opened; empty: none is.
-/// @param can_be_opened  empty: whether ArchiveReader opens it.
-[[nodiscard]] MARLIN_ABI KeepPlan plan_keep_last(const std::vector<std::filesystem::path>& newest_first, int64_t keep_last,
-                                                 const std::filesystem::path& just_written = {},
-                                                 const std::function<bool(const std::filesystem::path&)>& can_be_opened = {});
+/// Looks at a file without reading its tensors, as often as it is asked. @return its metrics; unset: it cannot be opened.
+using LookAtFile = std::function<std::optional<Metrics>(const std::filesystem::path&)>;
+/// The one that opens files of ArchiveReader.
+[[nodiscard]] MARLIN_ABI std::optional<Metrics> look_at_archive(const std::filesystem::path& file);
+
+/// Which files stay; without rules, all. The newest two always do, whatever the rules say, so that one is left if another turns out broken. Looks at those that a
+/// rule keeps, or at all if a rule needs metrics, and changes none.
+/// @param just_written  stays, counts as the newest whatever its number, and needs no look; empty: none is.
+/// @return all of them, oldest first, epoch files before step files: to be removed in this order.
+[[nodiscard]] MARLIN_ABI std::vector<KeptFile> plan_keep(const FilesByAge& files, const CheckpointNames& names, const KeepPolicy& policy, const LookAtFile& look = &look_at_archive,
+                                                         const std::filesystem::path& just_written = {});
 
 }  // namespace marlin

@@ -27,6 +27,7 @@ struct MARLIN_ABI SafetensorsCheckpointerOptions {
   std::string file_prefix = "checkpoint";    ///< UTF-8. Must not end in _model, _step or _suspect, nor hold a separator.
   int64_t keep_last = 0;                     ///< After a save, all but this many of the newest checkpoints of its kind (epoch or step)
                                              ///< are removed, oldest first. Range: 0 (none is), or >= 2. Never model files.
+  std::string keep = {};                     ///< KeepPolicy: after a save, what no rule of it keeps is removed; the newest two always stay.
   std::string log_level = "INFO";            ///< DEBUG, INFO, WARNING, ERROR or OFF: the least that this checkpointer logs.
 
   static std::vector<OptionField<SafetensorsCheckpointerOptions>> option_fields();
@@ -54,7 +55,7 @@ class MARLIN_ABI SafetensorsCheckpointer : public FolderCheckpointer {
   void write(const std::filesystem::path& file, const Checkpoint& checkpoint, const SavePoint& point) override;
   void write_model(const std::filesystem::path& file, const StateDict& model_state, int64_t index) override;
   [[nodiscard]] Checkpoint read(const std::filesystem::path& file, Verify verify) const override;
-  [[nodiscard]] std::string run_id_of(const std::filesystem::path& file) const override;
+  [[nodiscard]] Facts facts_of(const std::filesystem::path& file) const override;
   void remove(const std::filesystem::path& file) override;
   void sweep(const std::filesystem::path& folder) override;
   [[nodiscard]] bool owns(std::string_view file_name) const override;

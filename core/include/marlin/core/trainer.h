@@ -150,6 +150,9 @@ class MARLIN_ABI Trainer {
 
   [[nodiscard]] Checkpoint make_checkpoint() const;
   void collect_saves();
+  void save_after_exception() noexcept;
+  void save_suspect(AbstractCheckpointer& checkpointer, const Checkpoint& checkpoint, const SavePoint& point);
+  void note_save(size_t place, bool done, const SavePoint& point, bool kept);
   void finish_saves();
   void require_something_to_save(const char* call);
   void open_checkpointers();
@@ -160,7 +163,7 @@ class MARLIN_ABI Trainer {
   [[nodiscard]] bool is_worth_asking(size_t place) const;
   [[nodiscard]] bool is_to_be_tried_again(size_t place) const;
   void save_now(size_t place, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written);
-  [[nodiscard]] bool is_due(size_t place, const SavePoint& point, std::vector<std::string>& written);
+  [[nodiscard]] bool is_due(size_t place, const SavePoint& point, std::vector<std::string>& written, std::optional<Error>& told_wrong);
   [[nodiscard]] bool is_skipped(const AbstractCheckpointer& checkpointer, const SavePoint& point);
   void save_in_background(const std::vector<size_t>& places, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written);
   std::vector<std::string> save_where_due(const SavePoint& point, bool wait);
@@ -187,6 +190,7 @@ class MARLIN_ABI Trainer {
   Metrics newest_;
   std::string newest_checkpoint_;
   bool started_ = false, training_ = false, loading_ = false;
+  bool ended_by_save_ = false;        // a save that failed ends the run
   bool opened_ = false;               // the checkpointers know of this run
   bool ran_ = false;                  // steps were made since the last end of a run
   // By checkpointer: what its newest save was of (-1: none yet), and whether the newest try of one failed.

@@ -28,10 +28,16 @@ struct Checkpoint {
 /// What an index counts.
 enum class Unit : uint8_t { kEpoch, kStep };
 /// Why a save point came up.
-enum class Cause : uint8_t { kPeriod, kEnd, kRequest, kStop };
+enum class Cause : uint8_t {
+  kPeriod,
+  kEnd,
+  kRequest,
+  kStop,
+  kException,  ///< Of what threw in the middle of a run: such a state is kept for a person to look at, and never resumed from by itself.
+};
 
 [[nodiscard]] MARLIN_ABI const char* to_string(Unit unit) noexcept;    ///< "epoch" or "step"
-[[nodiscard]] MARLIN_ABI const char* to_string(Cause cause) noexcept;  ///< "period", "end", "request" or "stop"
+[[nodiscard]] MARLIN_ABI const char* to_string(Cause cause) noexcept;  ///< "period", "end", "request", "stop" or "exception"
 
 /// A moment of a run at which a checkpoint may be written.
 struct SavePoint {

@@ -51,6 +51,8 @@ struct MARLIN_ABI SaveSchedule {
 struct RunStart {
   std::string loaded_from = {};  ///< The file that this run resumes from; empty: a fresh start.
   std::string run_id = {};       ///< Of this run, and of those that it goes on from; empty: not known.
+  bool looked = false;           ///< It was asked to go on from whatever there is (`--resume auto`), and there was nothing.
+  bool alone = true;             ///< No other checkpointer keeps the states of this run.
 };
 
 /// Keeps checkpoints. Public calls check and guard; an implementation writes the do_ hooks.
@@ -87,6 +89,13 @@ class MARLIN_ABI AbstractCheckpointer {
   /// is_due(). No I/O.
   [[nodiscard]] bool due(const SavePoint& point) const;
 
+  /// Whether it can tell a state that was kept after an exception (Cause::kException) from others, so that no run goes on from it unless
+  /// somebody names its file. Only then is it asked to save one. From any thread.
+  [[nodiscard]] bool keeps_suspects() const;
+
+  /// Whether it wants a state that it has just saved once more for the end of the run: one that keeps the last state apart does.
+  [[nodiscard]] bool saves_again(const SavePoint& point) const;
+
   /// Writes. Does not ask due() again, but the master switch holds. @return where it was written; empty: not kept.
   /// @throws Error kIo (path, reason). What was saved before is then untouched.
   std::vector<std::string> save(const Checkpoint& checkpoint, const SavePoint& point);
@@ -107,8 +116,13 @@ class MARLIN_ABI AbstractCheckpointer {
   void close();
 
  protected:
+  /// Changes what the host says so that it fits: a checkpointer with an interval of its own has itself asked then. It is checked again
+  /// afterwards. Default: nothing.
+  virtual void do_schedule(SaveSchedule& schedule) const;
   virtual void do_open(const RunStart& start);                                     ///< Default: nothing.
   [[nodiscard]] virtual bool is_due(const SavePoint& point) const;                 ///< Default: true. Periods, also_when and force were checked.
+  [[nodiscard]] virtual bool do_keeps_suspects() const;                            ///< Default: false.
+  [[nodiscard]] virtual bool do_saves_again(const SavePoint& point) const;         ///< Default: false.
   virtual std::vector<std::string> do_save(const Checkpoint& checkpoint, const SavePoint& point) = 0;
   virtual std::vector<std::string> do_save_model(const StateDict& model_state, int64_t index) = 0;
   [[nodiscard]] virtual bool do_has_model(int64_t index) const;                    ///< Default: false.
