@@ -27,7 +27,7 @@ void keep_last(std::span<const Candidate> candidates, Unit unit, int64_t count, 
     if (candidates[i].unit == unit) places.push_back(i);
   }
   const auto wanted = std::min(places.size(), static_cast<size_t>(count));
-  std::partial_sort(places.begin(), places.begin() + static_cast<std::ptrdiff_t>(wanted), places.end(), [&](size_t a, size_t b) { return age_of(candidates[a]) > age_of(candidates[b]); });
+  std::nth_element(places.begin(), places.begin() + static_cast<std::ptrdiff_t>(wanted), places.end(), [&](size_t a, size_t b) { return age_of(candidates[a]) > age_of(candidates[b]); });
   for (size_t i = 0; i < wanted; ++i) kept[places[i]] = 1;
 }
 
@@ -44,7 +44,7 @@ void keep_best(std::span<const Candidate> candidates, const std::string& metric,
     if (value != nullptr && !std::isnan(*value)) ranked.push_back({min ? -*value : *value, age_of(candidates[i]), i});
   }
   const auto wanted = std::min(ranked.size(), static_cast<size_t>(count));
-  std::partial_sort(ranked.begin(), ranked.begin() + static_cast<std::ptrdiff_t>(wanted), ranked.end(), [](const Ranked& a, const Ranked& b) { return a.value != b.value ? a.value > b.value : a.age > b.age; });
+  std::nth_element(ranked.begin(), ranked.begin() + static_cast<std::ptrdiff_t>(wanted), ranked.end(), [](const Ranked& a, const Ranked& b) { return a.value != b.value ? a.value > b.value : a.age > b.age; });
   for (size_t i = 0; i < wanted; ++i) kept[ranked[i].place] = 1;
 }
 

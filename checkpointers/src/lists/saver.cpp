@@ -203,10 +203,14 @@ void Saver::leave_to_nobody(const std::string& name) {
 
 // What left a list goes, unless a rule keeps it; and what only a rule kept goes once none does any more.
 void Saver::evict(const std::vector<std::string>& left) {
+  if (options_.keep.empty()) {
+    for (const std::string& name : left) discard(name);
+    return;
+  }
   std::vector<std::string> gone;
   {
     const std::lock_guard lock(mutex_);
-    const std::vector<std::string> reasons = options_.keep.empty() ? std::vector<std::string>() : options_.keep.reasons(candidates_);
+    const std::vector<std::string> reasons = options_.keep.reasons(candidates_);
     for (const std::string& name : left) {
       const auto found = owned_.find(name);
       if (found == owned_.end() || !found->second.ruled) gone.push_back(name);
