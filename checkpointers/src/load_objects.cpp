@@ -100,16 +100,14 @@ void collect(const std::string& name, const LoadTargets& targets, const Value& s
 // Everything is looked at before anything is changed.
 LoadReport load_pairs(const std::string& source, const std::vector<Pair>& pairs, std::vector<std::string> problems, const LoadRules& rules) {
   LoadReport report;
-  std::vector<const Pair*> taken;
   for (const Pair& pair : pairs) {
     std::vector<std::string> skipped;
     const std::vector<std::string> found = pair.target->differences ? pair.target->differences(*pair.state, rules, skipped) : std::vector<std::string>();
     for (const std::string& text : found) problems.push_back(concat(pair.name, ": ", text));
     for (const std::string& text : skipped) report.push_back(concat(pair.name, text.starts_with(": ") ? "" : ".", text));
-    taken.push_back(&pair);
   }
   if (!problems.empty()) throw Error(Errc::kMismatch, concat(source.empty() ? "the checkpoint" : source, " does not fit: ", join(problems, "; "), ". Nothing was changed."));
-  for (const Pair* pair : taken) pair->target->apply(*pair->state, rules);
+  for (const Pair& pair : pairs) pair.target->apply(*pair.state, rules);
   return report;
 }
 
