@@ -88,5 +88,10 @@ int64_t dataset_size(const std::optional<size_t>& size) {
   throw Error(Errc::kInvalidArgument, "a data set that does not know its size cannot be put in an order; write a DataLoader for it");
 }
 
+void check_workers(int64_t num_workers, bool copyable) {
+  if (copyable || num_workers <= 1) return;
+  throw Error(Errc::kInvalidArgument, concat("num_workers is ", num_workers, ", but this data set cannot be copied, so that only one thread can read it: give num_workers 0 or 1"));
+}
+
 }  // namespace detail
 }  // namespace marlin

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "marlin/core/data/tensor_loader.h"
 #include "throws_error.h"
 
 namespace marlin {

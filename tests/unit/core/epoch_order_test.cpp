@@ -118,7 +118,6 @@ TEST(EpochOrderTest, DropLastLeavesOnlyAShortBatchOut) {
 TEST(EpochOrderTest, UnshuffledHasNoIndices) {
   EpochOrder order(5, request(2), false, false);
   EXPECT_FALSE(order.indices(0, 2).defined());
-  EXPECT_FALSE(order.shuffled());
 }
 
 TEST(EpochOrderTest, FromAPositionFollowsWhatWouldHaveFollowedThere) {
@@ -160,12 +159,107 @@ TEST(EpochOrderTest, APositionOfAnotherDataSetIsRefusedAndChangesNothing) {
   EpochOrder order(10, request(2), true, false);
   order.begin_epoch(1);
   (void)order.next();
-  EXPECT_THAT([&] { order.update_state({{"epoch", 0}, {"consumed_samples", 0}, {"num_samples", 11}}); }, ThrowsError(Errc::kMismatch, HasSubstr("11 samples, this one has 10")));
+  EXPECT_THAT([&] { order.update_state({{"epoch", 0}, {"consumed_samples", 0}, {"num_samples", 11}}); }, ThrowsError(Errc::kMismatch, HasSubstr("data set: 11 samples an epoch in the file, 10 in this run")));
   EXPECT_THAT([&] { order.update_state({{"epoch", 0}, {"consumed_samples", 12}, {"num_samples", 10}}); }, ThrowsError(Errc::kMismatch, HasSubstr("sample 12 of 10")));
   EXPECT_THAT([&] { order.update_state({{"epoch", "one"}, {"consumed_samples", 0}, {"num_samples", 10}}); }, ThrowsError(Errc::kMismatch, HasSubstr("'epoch' must be an int, found string")));
   EXPECT_THAT([&] { order.update_state({}); }, ThrowsError(Errc::kMismatch, HasSubstr("'epoch' must be an int, found nothing")));
   EXPECT_EQ(order.get_state().at("epoch").as_int(), 1);
   EXPECT_EQ(order.consumed_samples(), 2);
+}
+
+TEST(EpochOrderTest, WithinAnEpochAnotherSeedOrBatchSizeChangesNoOrder) {
+  const auto sampler = std::make_shared<BucketSampler>(torch::arange(40) % 7, 2);
+  EpochOrder before(40, request(4, 0, 1, 1), sampler, false);
+  before.begin_epoch(2);
+  const auto whole = numbers(before.indices(0, 40));
+  (void)before.next();
+  for (const bool drop_last : {false, true}) {
+    EpochOrder after(40, request(7, 0, 1, 2), sampler, drop_last);
+    after.update_state(before.get_state());
+    std::vector<int64_t> left;
+    for (const auto& batch : rest(after)) left.insert(left.end(), batch.begin(), batch.end());
+    EXPECT_EQ(left, (std::vector<int64_t>(whole.begin() + 4, whole.begin() + (drop_last ? 39 : 40))));
+    EXPECT_TRUE(equal(Value(after.get_state().at("seed")), Value(1))) << "and it can be saved again";
+    EpochOrder own(40, request(7, 0, 1, 2), sampler, drop_last);
+    EXPECT_EQ(epoch(after, 2), epoch(own, 2)) << "begun anew, it is this run's order";
+  }
+}
+
+TEST(EpochOrderTest, ASeedAboveTheSignedRangeIsKept) {
+  EpochOrder before(20, request(3, 0, 1, 0xFFFFFFFFFFFFFFF0u), true, false);
+  (void)before.next();
+  EpochOrder after(20, request(3, 0, 1, 1), true, false);
+  after.update_state(before.get_state());
+  EXPECT_EQ(after.seed(), 0xFFFFFFFFFFFFFFF0u);
+  EXPECT_EQ(rest(after), rest(before));
+}
+
+TEST(EpochOrderTest, PositionsOfOlderFilesAreTaken) {
+  EpochOrder order(10, request(2), true, false);
+  const auto whole = epoch(order, 3);
+  order.update_state({{"epoch", 3}, {"consumed_samples", 4}, {"num_samples", 10}});
+  EXPECT_EQ(rest(order), (std::vector<std::vector<int64_t>>(whole.begin() + 2, whole.end())));
+}
+
+TEST(EpochOrderTest, AnotherLengthFingerprintOrSamplerIsToldInOneSentence) {
+  const auto made = [](int64_t size, const char* print, std::shared_ptr<const Sampler> sampler) {
+    return EpochOrder(size, request(2), std::move(sampler), false, [print] { return std::string(print); });
+  };
+  const auto random = [](int64_t size) { return std::make_shared<RandomSampler>(size); };
+  const auto sentences = [](const EpochOrder& order, const EpochOrder& saved) { return order.differences(saved.get_state()); };
+  const EpochOrder order = made(10, "a", random(10));
+  EXPECT_TRUE(sentences(order, made(10, "a", random(10))).empty());
+  EXPECT_TRUE(sentences(order, made(10, "", random(10))).empty()) << "what was not kept is not compared";
+  EXPECT_TRUE(sentences(made(10, "", random(10)), order).empty());
+  using Texts = std::vector<std::string>;
+  EXPECT_EQ(sentences(order, made(11, "b", random(11))), Texts{"data set: 11 samples an epoch in the file, 10 in this run"});
+  EXPECT_EQ(sentences(order, made(11, "b", random(10))), Texts{"data set: 11 samples to choose from in the file, 10 in this run"});
+  EXPECT_EQ(sentences(order, made(10, "b", random(10))), Texts{"data set: other samples, fingerprint b in the file, a in this run"});
+  EpochOrder ordered = made(10, "a", std::make_shared<SequentialSampler>(10));
+  EXPECT_THAT([&] { ordered.update_state(order.get_state()); }, ThrowsError(Errc::kMismatch, ::testing::StrEq("loader position: it is in the order of a sampler 'random', this run has 'sequential'")));
+}
+
+TEST(EpochOrderTest, AFingerprintIsMadeOnceAndNotBeforeItIsNeeded) {
+  int made = 0;
+  EpochOrder order(10, request(2), std::make_shared<RandomSampler>(10), false, [&made] { return std::to_string(++made); });
+  order.begin_epoch(1);
+  (void)order.next();
+  order.update_state({{"epoch", 3}, {"consumed_samples", 4}, {"num_samples", 10}});
+  EXPECT_EQ(made, 0);
+  EXPECT_EQ(order.get_state().at("fingerprint").as_string(), "1");
+  EXPECT_EQ(order.get_state().at("fingerprint").as_string(), "1");
+}
+
+TEST(EpochOrderTest, AnEpochMayHaveOtherSamplesThanTheDataSet) {
+  EpochOrder order(5, request(4), std::make_shared<WeightedSampler>(torch::ones({5}), 13), false);
+  EXPECT_EQ(order.num_samples(), 13);
+  EXPECT_EQ(order.dataset_samples(), 5);
+  EXPECT_EQ(epoch(order, 0).size(), 4u);
+}
+
+// Gives what it is told to.
+class Given : public Sampler {
+ public:
+  explicit Given(at::Tensor order) : order_(std::move(order)) {}
+  int64_t num_samples() const override { return 3; }
+  at::Tensor order(const OrderRequest&) const override { return order_; }
+  std::string kind() const override { return "given"; }
+
+ private:
+  at::Tensor order_;
+};
+
+TEST(EpochOrderTest, ASamplersOrderMustBeOfTheDataSet) {
+  const auto asked = [](at::Tensor given, int64_t dataset_samples = 3) {
+    return [=] { (void)EpochOrder(dataset_samples, request(1), std::make_shared<Given>(given), false).indices(0, 1); };
+  };
+  EXPECT_NO_THROW(asked(torch::tensor({2, 0, 2}))());
+  EXPECT_THAT(asked(torch::tensor({0, 3, 1})), ThrowsError(Errc::kInvalidArgument, HasSubstr("sampler 'given': its order holds sample 3, but the data set has 3")));
+  EXPECT_THAT(asked(torch::tensor({0, -1, 1})), ThrowsError(Errc::kInvalidArgument, HasSubstr("holds sample -1")));
+  EXPECT_THAT(asked(torch::tensor({0, 1})), ThrowsError(Errc::kInvalidArgument, HasSubstr("must be int64 [3] on the CPU, and is Long [2] on cpu")));
+  EXPECT_THAT(asked(torch::zeros({3})), ThrowsError(Errc::kInvalidArgument, HasSubstr("Float")));
+  EXPECT_THAT(asked({}, 2), ThrowsError(Errc::kInvalidArgument, HasSubstr("ends at sample 2")));
+  EXPECT_THAT([] { EpochOrder(1, request(1), nullptr, false); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("null")));
 }
 
 TEST(EpochOrderTest, RefusesWhatCannotBeCut) {

@@ -151,6 +151,41 @@ TEST(TensorLoaderTest, ResumesInTheMiddleOfAnEpoch) {
   for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(torch::equal(got[i], expected[i]));
 }
 
+TEST(TensorLoaderTest, ASamplerDecidesWhichSamplesCome) {
+  const Data data;
+  const auto sampler = std::make_shared<WeightedSampler>((data.targets % 2).to(torch::kDouble), 50);
+  TensorLoader loader({data.inputs, data.targets}, request(Stage::kTrain, 8), {.sampler = sampler});
+  EXPECT_EQ(loader.num_samples(), 50);
+  EXPECT_EQ(loader.num_batches(), 7);
+  loader.begin_epoch(1);
+  for (Batch batch; loader.next(batch);) {
+    EXPECT_TRUE((batch.target() % 2 == 1).all().item<bool>());
+    EXPECT_TRUE(torch::equal(batch.data().select(1, 0), batch.target().to(torch::kFloat) * 2));
+  }
+  EXPECT_THAT([&] { TensorLoader({data.targets}, request(Stage::kTrain, 8), {.shuffle = true, .sampler = sampler}); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("not both")));
+}
+
+TEST(TensorLoaderTest, OtherSamplesOfTheSameShapesAreTold) {
+  const Data data;
+  const auto differ = [&](std::vector<at::Tensor> ours, TensorLoaderOptions options = {}) {
+    const TensorLoader saved({data.inputs, data.targets}, request(Stage::kTrain, 5));
+    return TensorLoader(std::move(ours), request(Stage::kTrain, 5), options).differences(saved.get_state()).size();
+  };
+  EXPECT_EQ(differ({data.inputs, data.targets}), 0u);
+  EXPECT_EQ(differ({data.inputs.clone(), data.targets.clone()}), 0u) << "where they lie is of no meaning";
+  EXPECT_EQ(differ({data.inputs.t().contiguous().t(), data.targets}), 0u);
+  at::Tensor changed = data.inputs.clone();
+  changed[22][1] += 1;
+  EXPECT_EQ(differ({changed, data.targets}), 1u) << "the last sample is looked at";
+  EXPECT_EQ(differ({data.inputs, data.targets.to(torch::kInt)}), 1u);
+  EXPECT_EQ(differ({data.inputs.unsqueeze(1), data.targets}), 1u);
+  EXPECT_EQ(differ({changed, data.targets}, {.fingerprint = ""}), 0u) << "not compared";
+  EXPECT_EQ(differ({data.inputs, data.targets}, {.fingerprint = "v2"}), 1u);
+  TensorLoader other({changed, data.targets}, request(Stage::kTrain, 5));
+  const TensorLoader saved({data.inputs, data.targets}, request(Stage::kTrain, 5));
+  EXPECT_THAT([&] { other.update_state(saved.get_state()); }, ThrowsError(Errc::kMismatch, HasSubstr("data set: other samples, fingerprint ")));
+}
+
 TEST(TensorLoaderTest, RefusesTensorsThatAreNoDataSet) {
   const LoaderRequest any = request(Stage::kTrain, 1);
   EXPECT_THAT([&] { TensorLoader({}, any); }, ThrowsError(Errc::kInvalidArgument, HasSubstr("at least one tensor")));

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,6 +23,8 @@ struct LoaderRequest {
   int rank = 0;
   int world_size = 1;
   uint64_t seed = 0;       ///< Orders are a function of (seed, epoch) and nothing else.
+  /// Whether the run is to stop: asked by a loader that waits, so that no stop waits for data. From any thread. Empty: never.
+  std::function<bool()> stop_requested = {};
 };
 
 /// Delivers the global batches of an epoch in order; of each, this rank's contiguous slice.
@@ -44,15 +46,25 @@ class MARLIN_ABI DataLoader {
 
   /// Starts an epoch at its first batch. Its order is a function of (seed, epoch).
   virtual void begin_epoch(int64_t epoch) = 0;
-  /// The next global batch's slice of this rank. @return false at the end of the epoch; `into` is then as it was.
+  /// The next global batch's slice of this rank. @return false at the end of the epoch, or if it was interrupted(); `into` is then
+  /// as it was.
   [[nodiscard]] virtual bool next(Batch& into) = 0;
+  /// Whether the last next() returned false because the run is to stop (LoaderRequest::stop_requested) and not because the epoch has
+  /// ended: the batch that it waited for comes with the next call. Default: false.
+  [[nodiscard]] virtual bool interrupted() const;
   /// Samples over all ranks that next() has delivered since the epoch began.
   [[nodiscard]] virtual int64_t consumed_samples() const = 0;
 
-  /// Position: "epoch", "consumed_samples", "num_samples".
+  /// Whether nothing is left of the epoch; unset: not known in advance.
+  [[nodiscard]] std::optional<bool> at_end() const;
+
+  /// Position: "epoch", "consumed_samples", "num_samples", and what else decides which samples follow.
   [[nodiscard]] virtual StateDict get_state() const = 0;
+  /// How the data set of such a state differs from this one, one sentence each. Looked at on every resume, between epochs, too; what
+  /// it does not find there is not compared. Default: another "num_samples".
+  [[nodiscard]] virtual std::vector<std::string> differences(const StateDict& state) const;
   /// Goes to a position; no sample before it is read. What follows is what would have followed there.
-  /// @throws Error kMismatch if the state is of a data set of another length. The loader is then as it was.
+  /// @throws Error kMismatch with the differences(), or if there is no such position. The loader is then as it was.
   virtual void update_state(const StateDict& state) = 0;
 };
 
