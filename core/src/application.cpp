@@ -13,6 +13,7 @@
 #include "marlin/core/plugin_crashes.h"
 #include "marlin/core/plugin_host.h"
 #include "marlin/core/progress.h"
+#include "marlin/core/stop_signals.h"
 #include "marlin/core/version.h"
 #include "marlin/core/writers.h"
 
@@ -191,6 +192,9 @@ class Run {
     if (backend_.plugin) backend = plugins_->make_backend(*backend_.plugin, options[backend_.group]);
     Checkpointers checkpointers = make_checkpointers(options);
     TrainerServices services{logger_.get(), make_writers(options), make_progress(launch_.progress, stderr)};
+    services.began = began_;
+    // Before this a signal ends the process, and nothing on disk has been changed.
+    services.before_training = [this] { signals_.emplace(*trainer_); };
     trainer_ = std::make_unique<Trainer>(application_.make_module(options[1]), std::move(backend), std::move(checkpointers), trainer_options, std::move(services));
 
     RunResult result;
@@ -206,9 +210,11 @@ class Run {
       logger_->error("a last save failed, as said above: what was trained last is not on disk, or not all of it; exit code ", result.exit_code());
     }
     std::cout << result.summary() << std::endl;
+    signals_.reset();
     return result.exit_code();
   }
 
+  const std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
   const Application& application_;
   cli::CommandLine command_line_;
   LaunchOptions launch_;
@@ -218,6 +224,7 @@ class Run {
   std::vector<Part> checkpointers_, writers_;
   Part backend_;
   std::unique_ptr<Trainer> trainer_;
+  std::optional<StopSignals> signals_;
 };
 
 // What was asked to be loaded has a code of its own; the rest, before the first epoch, is about flags and parts.
@@ -253,6 +260,7 @@ int report(const std::string& message, int code) {
 
 int run_application(int argc, char** argv, const Application& application) {
   report_plugin_crashes();
+  remember_save_signal();
   std::optional<Run> run;
   const auto where = [&] { return run ? run->position() : std::string(); };
   try {

@@ -100,4 +100,26 @@ Metrics MetricSums::means(std::string_view prefix) const {
   return means;
 }
 
+StateDict MetricSums::get_state() const {
+  StateDict state;
+  for (const Sum& sum : sums_) {
+    state.set(sum.name, Tuple{{sum.total + (sum.device_total.defined() ? sum.device_total.item<double>() : 0.0), sum.weight}});
+  }
+  return state;
+}
+
+void MetricSums::update_state(const StateDict& state) {
+  std::vector<Sum> sums;
+  for (const auto& [name, value] : state) {
+    const std::vector<Value>& pair = value.as_items();
+    const auto* text = std::get_if<std::string>(&name);
+    if (text == nullptr || pair.size() != 2) throw Error(Errc::kMismatch, concat("sum of a metric '", to_string(name), "': must be a pair of sum and weight"));
+    Sum& sum = sums.emplace_back();
+    sum.name = *text;
+    sum.total = pair[0].as_double();
+    sum.weight = pair[1].as_double();
+  }
+  sums_ = std::move(sums);
+}
+
 }  // namespace marlin

@@ -20,6 +20,7 @@ StepOutput ModuleInterface::val_step(const StepContext&, Batch&) {
 }
 
 void ModuleInterface::on_begin_train_epoch(int64_t, int64_t) {}
+void ModuleInterface::on_begin_val_epoch(const std::string&, int64_t, int64_t) {}
 void ModuleInterface::on_end_backward(int64_t, const at::Tensor&) {}
 void ModuleInterface::on_end_train_step(const StepSummary&) {}
 void ModuleInterface::on_end_val_epoch(const std::string&, const EpochSummary&) {}

@@ -114,6 +114,7 @@ void SaveService::write_when_copied() {
 void SaveService::write(const Checkpoint& state, const SavePoint& point, const std::vector<Target>& targets) {
   for (const Target& target : targets) {
     Outcome outcome{target.place, point, {}, {}};
+    const auto begin = std::chrono::steady_clock::now();
     try {
       snapshot_.wait_for_device();
       outcome.written = target.checkpointer->save(state, point);
@@ -122,6 +123,7 @@ void SaveService::write(const Checkpoint& state, const SavePoint& point, const s
     } catch (const std::exception& error) {  // what a device reports; checkpointers throw Errors only
       outcome.error = Error(Errc::kIo, error.what());
     }
+    outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     const std::lock_guard lock(mutex_);
     outcomes_.push_back(std::move(outcome));
     has_outcomes_.store(true, std::memory_order_release);

@@ -27,6 +27,7 @@ class SaveService {
     SavePoint point;
     std::vector<std::string> written;
     std::optional<Error> error;         // unset: it succeeded
+    double seconds = 0.0;               // that it took
   };
   struct Target {
     size_t place = 0;                   // reported back in Outcome

@@ -4,7 +4,7 @@ namespace marlin {
 
 std::vector<OptionField<TrainerOptions>> TrainerOptions::option_fields() {
   using O = TrainerOptions;
-  return {
+  std::vector<OptionField<O>> fields = {
       option_field("epochs", &O::epochs, "Epochs in total; a resumed run does what is left of them.", {.min = 0}),
       option_field("max_steps", &O::max_steps, "End after so many optimizer steps in total.", {.min = 1}),
       option_field("max_train_steps_per_epoch", &O::max_train_steps_per_epoch, "End each epoch after so many optimizer steps.", {.min = 1}),
@@ -20,8 +20,11 @@ std::vector<OptionField<TrainerOptions>> TrainerOptions::option_fields() {
       option_field("resume", &O::resume, "never; auto: go on if there is a checkpoint; must: go on; or a file or folder (with a '/') to go on from."),
       option_field("init_from", &O::init_from, "File to take the initial weights from; not used when a run is resumed."),
       option_field("validate_only", &O::validate_only, "One validation, no training."),
+      option_field("max_seconds", &O::max_seconds, "Stop and save so early that the run ends within so many seconds of its start.", {.unit = "seconds", .min = 0.001}),
       option_field("log_steps", &O::log_steps, "Steps from one 'step' record of the writers to the next.", {.unit = "optimizer steps", .min = 1}),
   };
+  for (OptionField<O>& field : option_part(&O::early_stopping)) fields.push_back(std::move(field));
+  return fields;
 }
 
 std::string RunResult::summary() const {
@@ -41,6 +44,10 @@ std::string RunResult::summary() const {
   return line;
 }
 
-int RunResult::exit_code() const noexcept { return last_save_failed ? 4 : 0; }
+int RunResult::exit_code() const noexcept {
+  if (last_save_failed) return 4;
+  if (signal != 0) return 128 + signal;
+  return out_of_time ? 5 : 0;
+}
 
 }  // namespace marlin

@@ -3,6 +3,7 @@
 
 #include "marlin/core/trainer.h"
 #include "save_service.h"
+#include "time_limit.h"
 
 namespace marlin {
 namespace {
@@ -74,7 +75,6 @@ bool Trainer::save_or_report(const AbstractCheckpointer& checkpointer, const std
   }
 }
 
-
 double Trainer::seconds_since_save(size_t place) const {
   return std::chrono::duration<double>(services_.clock() - asked_[place]).count();
 }
@@ -110,6 +110,9 @@ void Trainer::save_now(size_t place, const Checkpoint& checkpoint, const SavePoi
   const size_t before = written.size();
   const bool done = save_or_report(checkpointer, what_is_saved(point), [&] { return checkpointer.save(checkpoint, point); }, written);
   note_save(place, done, point, written.size() > before);
+  if (!time_limit_->enabled()) return;
+  if (done) time_limit_->note_save(place, seconds_since_save(place));
+  time_limit_->resume();
 }
 
 // Whether a save point that is due is left out because the save before it is still being written.
@@ -204,6 +207,7 @@ void Trainer::collect_saves() {
       ends_the_run = error;
     }
     note_save(i, done, outcome.point, !written.empty());
+    if (done) time_limit_->note_save(i, outcome.seconds);
     if (!written.empty()) newest_checkpoint_ = written.front();
   }
   if (ends_the_run) throw *ends_the_run;
@@ -218,6 +222,8 @@ void Trainer::save_after_exception() noexcept {
     collect_saves();
   } catch (const std::exception& error) {
     services_.logger->error(one_line(error.what()));
+  } catch (...) {
+    services_.logger->error("what a background save came to could not be told");
   }
   try {
     const SavePoint point = save_point(Cause::kException, true);
@@ -225,7 +231,10 @@ void Trainer::save_after_exception() noexcept {
     for (size_t i = 0; i < checkpointers_.size(); ++i) {
       const bool on_disk = saved_step_[i] == point.global_step && saved_index_[i] == point.index;
       if (point.global_step == 0 || on_disk || !checkpointers_[i]->keeps_suspects()) continue;
-      if (!checkpoint) checkpoint = make_checkpoint();
+      if (!checkpoint) {
+        checkpoint = make_checkpoint();
+        rewind_to_last_step(*checkpoint);
+      }
       save_suspect(*checkpointers_[i], *checkpoint, point);
     }
   } catch (const std::exception& error) {
@@ -293,7 +302,9 @@ std::vector<std::string> Trainer::save_models() {
 
 std::vector<std::string> Trainer::save_checkpoint(bool force) {
   require_something_to_save("save_checkpoint");
-  return save_where_due(save_point(Cause::kRequest, force), /*wait=*/true);
+  std::vector<std::string> written = save_where_due(save_point(Cause::kRequest, force), /*wait=*/true);
+  if (training_) std::fill(saved_step_.begin(), saved_step_.end(), -1);  // in a callback not all of the step is in it yet: it is saved again
+  return written;
 }
 
 std::vector<std::string> Trainer::save_model_checkpoint() {

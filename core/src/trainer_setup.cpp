@@ -1,7 +1,4 @@
 // The part of Trainer that runs before the first step: what to resume, what fits, what is left to do.
-#include <ATen/CPUGeneratorImpl.h>
-
-#include <mutex>
 #include <random>
 
 #include "marlin/checkpointers/default_checkpointer.h"
@@ -9,55 +6,14 @@
 #include "marlin/core/optim/optimizer_state.h"
 #include "marlin/core/trainer.h"
 #include "save_service.h"
+#include "trainer_state.h"
 
 namespace marlin {
 namespace {
 
-constexpr int64_t kStateVersion = 1;
-
-int64_t int_or(const StateDict& state, const char* key, int64_t otherwise) {
-  const Value* value = state.find(key);
-  const auto* number = value == nullptr ? nullptr : value->get_if<int64_t>();
-  return number == nullptr ? otherwise : *number;
-}
-
-const std::vector<Value>& items_or_none(const StateDict& state, const char* key) {
-  static const std::vector<Value> kNone;
-  const Value* value = state.find(key);
-  return value == nullptr || value->is_null() ? kNone : value->as_items();
-}
-
-std::string random_id() {
-  std::random_device source;
-  std::string id;
-  for (int i = 0; i < 16; ++i) id += "0123456789abcdef"[source() % 16];
-  return id;
-}
-
-// From LibTorch's default generator dropout and random augmentation draw.
-at::Tensor cpu_generator_state() {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  const std::lock_guard lock(generator.mutex());
-  return generator.get_state();
-}
-
-// False: it is not a state of this LibTorch's generator.
-bool set_cpu_generator_state(const at::Tensor& state) {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  const at::Tensor present = cpu_generator_state();
-  if (state.scalar_type() != present.scalar_type() || state.sizes() != present.sizes()) return false;
-  const std::lock_guard lock(generator.mutex());
-  generator.set_state(state);
-  return true;
-}
-
 // A file that was asked for and holds what no checkpoint of ours can is, to a run, a checkpoint that does not fit.
 Error as_checkpoint_error(const Error& error) {
   return error.code() == Errc::kUnsupported ? Error(Errc::kMismatch, error.what()) : error;
-}
-
-void prefix_all(std::vector<std::string>& into, const std::string& prefix, const std::vector<std::string>& texts) {
-  for (const std::string& text : texts) into.push_back(prefix + text);
 }
 
 }  // namespace
@@ -164,7 +120,7 @@ void Trainer::set_up() {
     else check(resumed);
     return 0;
   });
-  if (resumed.empty()) run_id_ = random_id();
+  if (resumed.empty()) run_id_ = new_run_id();
   else while_loading([&] { return apply(resumed), 0; });
   set_up_ = true;
 }
@@ -172,6 +128,7 @@ void Trainer::set_up() {
 void Trainer::make_loaders() {
   LoaderRequest request;
   request.seed = static_cast<uint64_t>(options_.seed);
+  request.stop_requested = [this] { return training_ && should_stop(); };
   request.batch_size = options_.train_batch_size;
   if (!options_.validate_only && options_.epochs > 0) {
     train_loader_ = module_->get_train_dataloader(request);
@@ -203,91 +160,12 @@ void Trainer::take_initial_weights() {
   services_.logger->info("took the initial weights from ", *options_.init_from);
 }
 
-// Everything is looked at before anything is changed, so that a checkpoint of another model leaves the module as it was.
-void Trainer::check(const Checkpoint& checkpoint) const {
-  std::vector<std::string> found = module_->differences(checkpoint.module_interface_state);
-  try {
-    if (train_loader_ && !options_.reset_optimizers_schedulers) {
-      const auto& optimizers = items_or_none(checkpoint.trainer_state, "optimizers");
-      const auto& schedulers = items_or_none(checkpoint.trainer_state, "schedulers");
-      const auto& here = optimizers_schedulers_;
-      if (optimizers.size() != here.optimizers.size()) {
-        found.push_back(concat("optimizers: ", optimizers.size(), " in the file, ", here.optimizers.size(), " in this run"));
-      } else {
-        for (size_t i = 0; i < optimizers.size(); ++i) {
-          prefix_all(found, concat("optimizer ", i, ": "), optim::differences(*here.optimizers[i], optimizers[i].as_dict()));
-        }
-      }
-      if (schedulers.size() != here.schedulers.size()) {
-        found.push_back(concat("schedulers: ", schedulers.size(), " in the file, ", here.schedulers.size(), " in this run"));
-      } else {
-        for (size_t i = 0; i < schedulers.size(); ++i) {
-          prefix_all(found, concat("scheduler ", i, ": "), here.schedulers[i]->differences(schedulers[i].as_dict()));
-        }
-      }
-    }
-    for (const char* key : {"global_step_completed", "batches_completed"}) static_cast<void>(checkpoint.trainer_backend_state.at(key).as_int());
-    static_cast<void>(checkpoint.trainer_state.at("last_epoch").as_int());
-    if (const int64_t version = int_or(checkpoint.trainer_state, "version", kStateVersion); version > kStateVersion) {
-      found.push_back(concat("it was written by a later libmarlin (trainer state version ", version, ", this one knows ", kStateVersion, ")"));
-    }
-  } catch (const Error& error) {
-    found.push_back(error.what());
-  }
-  prefix_all(found, "", backend_->differences(checkpoint.trainer_backend_state));
-  prefix_all(found, "", differences(checkpoint.trainer_state));
-  try {
-    // A position that does not fit leaves the loader as it was.
-    const Value* in_epoch = checkpoint.trainer_state.find("in_epoch");
-    if (train_loader_ && in_epoch != nullptr && in_epoch->as_bool()) train_loader_->update_state(checkpoint.trainer_state.at("loader").as_dict());
-  } catch (const Error& error) {
-    found.push_back(error.what());
-  }
-  if (found.empty()) return;
-  throw Error(Errc::kMismatch, concat(checkpoint.source.empty() ? "the checkpoint" : checkpoint.source, " does not fit this run: ", join(found, "; "), ". Nothing was changed."));
-}
-
 void Trainer::apply(const Checkpoint& checkpoint) {
   module_->update_state(checkpoint.module_interface_state);
   backend_->update_state(checkpoint.trainer_backend_state);
   update_state(checkpoint.trainer_state);
   newest_checkpoint_ = checkpoint.source;
   services_.logger->info("resumed from ", checkpoint.source, ": ", last_epoch_ + 1, " epochs", in_epoch_ ? " and a part of the next" : "", ", ", global_step(), " steps done");
-}
-
-std::vector<std::string> Trainer::differences(const StateDict&) const { return {}; }
-
-StateDict Trainer::get_state() const {
-  List optimizers, schedulers;
-  for (const auto& optimizer : optimizers_schedulers_.optimizers) optimizers.items.emplace_back(optim::get_state(*optimizer));
-  for (const auto& scheduler : optimizers_schedulers_.schedulers) schedulers.items.emplace_back(scheduler->get_state());
-  StateDict state = {{"version", kStateVersion}, {"last_epoch", last_epoch_}, {"optimizers", std::move(optimizers)}, {"schedulers", std::move(schedulers)}, {"run_id", run_id_}};
-  state.set("in_epoch", in_epoch_);
-  state.set("steps_in_epoch", steps_in_epoch());
-  state.set("loader", train_loader_ ? Value(train_loader_->get_state()) : Value());
-  state.set("generators", StateDict{{"cpu", cpu_generator_state()}});
-  return state;
-}
-
-void Trainer::update_state(const StateDict& state) {
-  if (train_loader_ && !options_.reset_optimizers_schedulers) {
-    const auto& optimizers = items_or_none(state, "optimizers");
-    const auto& schedulers = items_or_none(state, "schedulers");
-    for (size_t i = 0; i < optimizers.size(); ++i) optim::update_state(*optimizers_schedulers_.optimizers[i], optimizers[i].as_dict());
-    for (size_t i = 0; i < schedulers.size(); ++i) optimizers_schedulers_.schedulers[i]->update_state(schedulers[i].as_dict());
-  }
-  last_epoch_ = state.at("last_epoch").as_int();
-  const Value* id = state.find("run_id");
-  run_id_ = id != nullptr && id->get_if<std::string>() ? id->as_string() : random_id();
-  const Value* in_epoch = state.find("in_epoch");
-  in_epoch_ = in_epoch != nullptr && in_epoch->as_bool();
-  epoch_start_step_ = global_step() - int_or(state, "steps_in_epoch", 0);
-  const Value* generators = state.find("generators");
-  const Value* cpu = generators != nullptr && generators->get_if<StateDict>() ? generators->as_dict().find("cpu") : nullptr;
-  if (cpu != nullptr && cpu->get_if<at::Tensor>() && !set_cpu_generator_state(cpu->as_tensor())) {
-    services_.logger->warning("the checkpoint's generator state is of another LibTorch: random numbers do not go on as they would have");
-  }
-  if (in_epoch_ && train_loader_) train_loader_->update_state(state.at("loader").as_dict());
 }
 
 }  // namespace marlin

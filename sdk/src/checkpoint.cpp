@@ -35,5 +35,8 @@ const char* to_string(MetricsEvent::Kind kind) noexcept {
 Writer::~Writer() = default;
 void Writer::open() {}
 void Writer::flush() {}
+std::string Writer::name() const { return {}; }
+StateDict Writer::get_state() { return {}; }
+void Writer::update_state(const StateDict&, Logger&) {}
 
 }  // namespace marlin

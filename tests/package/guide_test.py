@@ -118,7 +118,7 @@ class Guide(Package):
             process.wait()
 
     def guide(self):
-        """Every page; two at once, for each compiles one file."""
+        """Every page; two at once, for each compiles one file or two."""
         expect(any(page.sources for page in self.pages), "pages with code")
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(self.follow, self.pages))

@@ -17,6 +17,7 @@
 #include "marlin/core/optim/optimizer_state.h"
 #include "marlin/core/plugin_host.h"
 #include "marlin/core/progress.h"
+#include "marlin/core/stop_signals.h"
 #include "marlin/core/trainer.h"
 #include "marlin/core/writers.h"
 #include "marlin/sdk/error.h"

@@ -7,6 +7,7 @@
 
 #include "marlin/sdk/error.h"
 #include "marlin/sdk/text.h"
+#include "output_collector.h"
 
 namespace marlin {
 
@@ -27,29 +28,6 @@ void scale_gradients(const std::vector<at::Tensor>& parameters, double factor) {
 }
 }  // namespace
 
-// Keeps what steps return as outputs; joins once, when somebody gets them.
-struct SingleProcessBackend::OutputCollector {
-  std::vector<std::vector<at::Tensor>> positions;
-
-  void add(const std::vector<at::Tensor>& outputs) {
-    if (outputs.empty()) return;
-    if (positions.empty()) positions.resize(outputs.size());
-    if (positions.size() != outputs.size()) {
-      throw Error(Errc::kTraining, concat("a step returned ", outputs.size(), " outputs, the steps before it ", positions.size(), ": return the same number from each"));
-    }
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      at::Tensor output = outputs[i].detach().cpu();
-      positions[i].push_back(output.dim() == 0 ? output.reshape({1}) : output);
-    }
-  }
-
-  [[nodiscard]] std::vector<at::Tensor> joined() const {
-    std::vector<at::Tensor> result;
-    for (const auto& tensors : positions) result.push_back(tensors.size() == 1 ? tensors.front() : at::cat(tensors));
-    return result;
-  }
-};
-
 void SingleProcessBackend::init(const BackendSetup& setup) {
   setup_ = setup;
   parameters_.clear();
@@ -66,27 +44,24 @@ void SingleProcessBackend::init(const BackendSetup& setup) {
 
 EpochResult SingleProcessBackend::train(DataLoader& loader, int64_t epoch, int64_t steps_done, StepListener& listener) {
   setup_.module->train();
+  step_metrics_ = {};
   epoch_ = epoch;
   EpochResult result;
-  OutputCollector epoch_outputs;
   Batch batch;
   const auto cap = setup_.max_train_steps_per_epoch;
   while (!(cap && steps_done >= *cap) && loader.next(batch)) {
     OutputCollector outputs;
     train_step(batch, epoch, outputs);
     ++steps_done;
-    result.metrics.add(step_metrics_);
 
     const double loss = loss_weight_ > 0.0 ? loss_total_ / loss_weight_ : std::numeric_limits<double>::quiet_NaN();
     StepSummary summary{epoch, global_step_, loss, outputs.joined()};
-    epoch_outputs.add(summary.outputs);
     setup_.module->on_end_train_step(summary);
-    if (!listener.on_train_step({epoch, global_step_, loss, &step_metrics_})) {
-      result.complete = (cap && steps_done >= *cap) || loader.num_batches() == steps_done;
+    if (!listener.on_train_step({epoch, global_step_, loss, &step_metrics_, &summary.outputs})) {
+      result.complete = (cap && steps_done >= *cap) || loader.at_end().value_or(false);
       break;
     }
   }
-  result.outputs = epoch_outputs.joined();
   return result;
 }
 
@@ -231,8 +206,7 @@ void SingleProcessBackend::fail(const std::string& what) const {
 EpochResult SingleProcessBackend::validate(DataLoader& loader, const std::string& name, int64_t epoch, StepListener& listener) {
   const torch::NoGradGuard no_grad;
   setup_.module->eval();
-  EpochResult result;
-  OutputCollector outputs;
+  step_metrics_ = {};  // names stand in the order of this loader's steps, whatever came before
   StepContext context;
   context.stage = Stage::kVal;
   context.epoch = epoch;
@@ -242,30 +216,31 @@ EpochResult SingleProcessBackend::validate(DataLoader& loader, const std::string
   Batch batch;
   const int64_t cap = setup_.max_val_steps_per_epoch.value_or(std::numeric_limits<int64_t>::max());
   for (int64_t step = 0; step < cap && loader.next(batch); ++step) {
-    step_metrics_.clear();
-    const std::vector<int64_t> sizes = micro_batch_sizes(batch.num_samples, setup_.micro_batch_limit);
-    context.micro_batch = 0;
-    context.num_micro_batches = static_cast<int64_t>(sizes.size());
-    int64_t begin = 0;
-    for (const int64_t size : sizes) {
-      Batch micro = batch.slice(begin, begin + size);
-      begin += size;
-      if (!setup_.device.is_cpu()) micro.to(setup_.device);
-      const StepOutput output = setup_.module->val_step(context, micro);
-      const double samples = static_cast<double>(output.num_samples.value_or(micro.num_samples));
-      for (const auto& [metric, value] : output.metrics) step_metrics_.add(metric, value, samples);
-      if (output.loss.defined()) step_metrics_.add("loss", output.loss, samples);
-      outputs.add(output.outputs);
-      ++context.micro_batch;
-    }
-    result.metrics.add(step_metrics_);
-    if (!listener.on_val_step({epoch, global_step_, std::numeric_limits<double>::quiet_NaN(), &step_metrics_})) {
-      result.complete = false;
-      break;
-    }
+    OutputCollector outputs;
+    val_step(batch, context, outputs);
+    const std::vector<at::Tensor> joined = outputs.joined();
+    if (!listener.on_val_step({epoch, global_step_, std::numeric_limits<double>::quiet_NaN(), &step_metrics_, &joined})) return {.complete = false};
   }
-  result.outputs = outputs.joined();
-  return result;
+  return {};
+}
+
+void SingleProcessBackend::val_step(Batch& batch, StepContext& context, OutputCollector& outputs) {
+  step_metrics_.clear();
+  const std::vector<int64_t> sizes = micro_batch_sizes(batch.num_samples, setup_.micro_batch_limit);
+  context.micro_batch = 0;
+  context.num_micro_batches = static_cast<int64_t>(sizes.size());
+  int64_t begin = 0;
+  for (const int64_t size : sizes) {
+    Batch micro = batch.slice(begin, begin + size);
+    begin += size;
+    if (!setup_.device.is_cpu()) micro.to(setup_.device);
+    const StepOutput output = setup_.module->val_step(context, micro);
+    const double samples = static_cast<double>(output.num_samples.value_or(micro.num_samples));
+    if (output.loss.defined()) step_metrics_.add("loss", output.loss, samples);
+    for (const auto& [metric, value] : output.metrics) step_metrics_.add(metric, value, samples);
+    outputs.add(output.outputs);
+    ++context.micro_batch;
+  }
 }
 
 StateDict SingleProcessBackend::get_state() const {

@@ -32,6 +32,15 @@ class GuardedWriter final : public Writer {
   void flush() override {
     seam_->call("flush", Watch::kCall, [&] { writer_->flush(); });
   }
+  std::string name() const override {
+    return seam_->call("name", Watch::kNothing, [&] { return writer_->name(); });
+  }
+  StateDict get_state() override {
+    return seam_->call("get_state", Watch::kCall, [&] { return writer_->get_state(); });
+  }
+  void update_state(const StateDict& state, Logger& log) override {
+    seam_->call("update_state", Watch::kCall, [&] { writer_->update_state(state, log); });
+  }
 
  private:
   std::shared_ptr<const Seam> seam_;

@@ -90,12 +90,7 @@ TEST_F(TrainerMismatchTest, ThePositionInAnotherDataSetIsAMismatch) {
   TrainerOptions options = run_of(3);
   options.max_steps = 3;
   saving_trainer(module, folder_.text(), options)->train();
-  expect_mismatch(adamw(9), HasSubstr("8 samples, this one has 9"), run_of(3, "must"));
-}
-
-TEST_F(TrainerMismatchTest, BetweenEpochsTheDataSetMayGrow) {
-  put([](Checkpoint&) {});
-  EXPECT_EQ(saving_trainer(adamw(9), folder_.text(), run_of(3, "must"))->train().global_step, 4 + 3);
+  expect_mismatch(adamw(9), AllOf(HasSubstr("8 samples"), HasSubstr("9 in this run")), run_of(3, "must"));
 }
 
 TEST_F(TrainerMismatchTest, MissingCountersAreAMismatch) {

@@ -99,7 +99,7 @@ TEST(TrainerResumeTest, StoppedAfterAnyStepItEndsLikeTheStraightRun) {
     const RunResult result = trainer->train();
     EXPECT_EQ(result.outcome, Outcome::kStopped);
     EXPECT_EQ(result.global_step, step);
-    EXPECT_EQ(result.checkpoint, (folder / (step % 3 == 0 ? "checkpoint_" + std::to_string(step / 3 - 1) : "checkpoint_step_" + std::to_string(step))).string() + ".pt");
+    EXPECT_EQ(result.checkpoint, (folder / ("checkpoint_step_" + std::to_string(step) + ".pt")).string());
     EXPECT_EQ(module->times("end_train"), 0u) << "there is more to do";
     for (const std::string& name : names_in(folder.path())) EXPECT_EQ(name.find("model"), std::string::npos);
     expect_same_end(folder.text(), *module);
@@ -219,7 +219,7 @@ TEST(TrainerResumeTest, NothingLeftDoesNothing) {
   auto module = hard_module();
   const RunResult result = saving_trainer(module, folder.text(), run_of(2, "auto"))->train();
   EXPECT_EQ(result.outcome, Outcome::kNothingToDo);
-  EXPECT_EQ(result.summary(), "nothing to do epochs=2 global_step=6 checkpoint=" + (folder / "checkpoint_1.pt").string());
+  EXPECT_THAT(result.summary(), ::testing::MatchesRegex("nothing to do epochs=2 global_step=6 val/absolute=[0-9.]+ val/loss=[0-9.]+ checkpoint=" + (folder / "checkpoint_1.pt").string())) << "with the metrics of the resumed state";
   EXPECT_THAT(module->log, IsEmpty());
 }
 

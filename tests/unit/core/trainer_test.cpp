@@ -341,6 +341,16 @@ TEST(TrainerTest, OutputsArriveInOrderAndOnlyIfTheyAreReturned) {
   EXPECT_THAT(module->val_summaries.at(0).outputs, IsEmpty());
 }
 
+TEST(TrainerTest, ANumberOfOutputsThatChangesIsRefused) {
+  const auto module = std::make_shared<TinyModule>();
+  module->instead_of_train_step = [&](const StepContext& step, Batch& batch) {
+    StepOutput output(module->predict(batch.data()).mean());
+    output.outputs.assign(static_cast<size_t>(step.global_step + 1), torch::ones({2}));
+    return output;
+  };
+  EXPECT_THAT([&] { unsaved_trainer(module, run_of(1))->train(); }, ThrowsError(Errc::kTraining, HasSubstr("2 outputs")));
+}
+
 // ---- loaders, plan and options
 
 TEST(TrainerTest, LoadersAndOptimizersAreAskedForOnceARun) {

@@ -8,6 +8,7 @@
 #include <limits>
 #include <sstream>
 
+#include "recording_logger.h"
 #include "throws_error.h"
 
 namespace marlin {
@@ -116,6 +117,108 @@ TEST_F(WritersTest, JsonlReportsAFullDiskAtTheLatestWhenFlushed) {
     writer->write(event_of(MetricsEvent::Kind::kEpoch, "x", 1.0));
     writer->flush();
   }, ThrowsError(Errc::kIo, HasSubstr("No space left on device")));
+}
+
+// ---- positions
+
+MetricsEvent step_event(int64_t step) {
+  MetricsEvent event = event_of(MetricsEvent::Kind::kStep, "train/loss", 1.0 / static_cast<double>(step));
+  event.global_step = step;
+  return event;
+}
+
+class PositionsTest : public WritersTest {
+ protected:
+  void write(Writer& writer, int64_t from, int64_t to) {
+    for (int64_t step = from; step <= to; ++step) writer.write(step_event(step));
+    writer.flush();
+  }
+  [[nodiscard]] std::string record() const { return text_of(dir_ / "metrics.jsonl"); }
+  [[nodiscard]] std::string aside() const { return text_of(dir_ / "metrics.superseded.jsonl"); }
+  void append(const std::string& text) const { std::ofstream(dir_ / "metrics.jsonl", std::ios::app) << text; }
+
+  testing::RecordingLogger logger_;
+};
+
+TEST_F(PositionsTest, GoesBackToWhereTheCheckpointWasAndKeepsWhatCameAfter) {
+  StateDict position;
+  std::string straight;
+  {
+    const auto writer = make_jsonl_writer(dir_);
+    write(*writer, 1, 200);  // more than a block of a stream
+    position = writer->get_state();
+    straight = record();
+    write(*writer, 201, 300);
+  }
+  const std::string later = record().substr(straight.size());
+  const auto writer = make_jsonl_writer(dir_);
+  writer->open();
+  writer->update_state(position, logger_);
+  EXPECT_EQ(record(), straight);
+  EXPECT_EQ(aside(), later);
+  write(*writer, 201, 300);
+  EXPECT_EQ(record(), straight + later);
+  EXPECT_TRUE(logger_.warnings().empty());
+  EXPECT_EQ(logger_.lines(LogLevel::kInfo).size(), 1u);
+}
+
+TEST_F(PositionsTest, HalfALineOfAKilledRunLeavesNoTrace) {
+  const auto first = make_jsonl_writer(dir_);
+  write(*first, 1, 3);
+  const StateDict position = first->get_state();
+  const std::string straight = record();
+  append("{\"kind\":\"step\",\"epo");
+  const auto writer = make_jsonl_writer(dir_);
+  writer->open();
+  writer->update_state(position, logger_);
+  write(*writer, 4, 4);
+  EXPECT_EQ(record().substr(0, straight.size()), straight);
+  EXPECT_EQ(record().substr(straight.size()).rfind("{\"kind\":\"step\",\"epoch\":1,\"global_step\":4,", 0), 0u) << "no blank line before it";
+  EXPECT_EQ(aside(), "{\"kind\":\"step\",\"epo\n");
+}
+
+TEST_F(PositionsTest, APositionIsTrueEvenIfTheProcessIsKilledRightAfter) {
+  const auto writer = make_jsonl_writer(dir_);
+  writer->write(step_event(1));
+  const StateDict position = writer->get_state();
+  EXPECT_EQ(static_cast<int64_t>(record().size()), position.at("bytes").as_int()) << "nothing is left in the stream";
+}
+
+TEST_F(PositionsTest, RecordsOfAnotherRunStay) {
+  const auto first = make_jsonl_writer(dir_);
+  write(*first, 1, 5);
+  const StateDict position = first->get_state();
+  write(*make_jsonl_writer(dir_), 1, 9);  // another run, in the same folder
+  const std::string before = record();
+  const auto writer = make_jsonl_writer(dir_);
+  writer->open();
+  writer->update_state(position, logger_);
+  EXPECT_EQ(record(), before);
+  EXPECT_EQ(logger_.warnings().size(), 1u);
+}
+
+TEST_F(PositionsTest, AFileThatIsNotAsItWasIsAppendedToWithOneWarning) {
+  const auto first = make_jsonl_writer(dir_);
+  write(*first, 1, 5);
+  const StateDict position = first->get_state();
+  const std::string whole = record();
+  for (const std::string& changed : {whole.substr(0, whole.size() / 2), "x" + whole.substr(1)}) {
+    std::ofstream(dir_ / "metrics.jsonl", std::ios::trunc) << changed;
+    testing::RecordingLogger logger;
+    const auto writer = make_jsonl_writer(dir_);
+    writer->open();
+    writer->update_state(position, logger);
+    EXPECT_EQ(record().rfind(changed, 0), 0u);
+    EXPECT_EQ(logger.warnings().size(), 1u);
+    EXPECT_EQ(aside(), "");
+  }
+}
+
+TEST_F(PositionsTest, ANewFolderIsNoWarning) {
+  const auto writer = make_jsonl_writer(dir_ / "new");
+  writer->open();
+  writer->update_state({{"bytes", 100}, {"hash", "0"}}, logger_);
+  EXPECT_TRUE(logger_.warnings().empty());
 }
 
 }  // namespace

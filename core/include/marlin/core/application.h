@@ -20,7 +20,8 @@ struct Application {
 
 /// Parses the command line, builds the parts, trains, and prints one last line to standard output.
 /// @return 0 done, 1 training failed, 2 bad flags, configuration or plugin, 3 a checkpoint that was asked for is missing, broken or
-/// of another model, 4 trained, but a last save failed. Never throws: failures are one line on standard error.
+/// of another model, 4 trained, but a last save failed, 5 stopped by max_seconds, 128 + N stopped by signal N, both saved and with more
+/// to do. Never throws: failures are one line on standard error.
 [[nodiscard]] MARLIN_ABI int run_application(int argc, char** argv, const Application& application);
 
 /// The application of a module class that is made from Options. Its static `options()` says which there are (none: no --module

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "marlin/sdk/metrics.h"
+#include "marlin/sdk/state_dict.h"
 
 namespace marlin {
 
@@ -31,6 +32,12 @@ class MARLIN_ABI MetricSums {
   [[nodiscard]] bool empty() const noexcept;
   /// `prefix` + name -> sum / weight, names without any weight left out.
   [[nodiscard]] Metrics means(std::string_view prefix) const;
+
+  /// Name -> (sum, weight). What is summed on a device is read.
+  [[nodiscard]] StateDict get_state() const;
+  /// Goes on from there: what is then added comes to what it would have come to; of values on the CPU bit for bit.
+  /// @throws Error kMismatch: not such a state. Nothing is then changed.
+  void update_state(const StateDict& state);
 
  private:
   struct Sum {

@@ -97,10 +97,16 @@ class MARLIN_ABI ModuleInterface : public torch::nn::Module {
   [[nodiscard]] virtual NamedLoaders get_val_dataloaders(const LoaderRequest& request);
 
   [[nodiscard]] virtual StepOutput train_step(const StepContext& step, Batch& batch) = 0;
-  /// Called without gradients, in evaluation mode. Must be written if there are validation loaders.
+  /// Called without gradients, in evaluation mode. Must be written if there are validation loaders. A validation that is left, because
+  /// the run is stopped, is repeated from its loader's begin: buffers go back to what they were then; what is gathered elsewhere is to be reset in
+  /// on_begin_val_epoch().
   [[nodiscard]] virtual StepOutput val_step(const StepContext& step, Batch& batch);
 
-  virtual void on_begin_train_epoch(int64_t epoch, int64_t global_step);  ///< In train mode.
+  /// In train mode. Called again, with the step it has come to, in a process that goes on within an epoch, so that it can set up what
+  /// is not in the state; what it does to the state it would then do twice. Random numbers that it draws are not drawn twice.
+  virtual void on_begin_train_epoch(int64_t epoch, int64_t global_step);
+  /// Before each validation of a loader.
+  virtual void on_begin_val_epoch(const std::string& loader, int64_t epoch, int64_t global_step);
   /// After each backward. `loss`: as train_step returned it, detached. Gradients are those of the micro-batches so far.
   virtual void on_end_backward(int64_t global_step, const at::Tensor& loss);
   /// After each optimizer step and its schedulers; gradients are still there.

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "marlin/core/early_stopping.h"
 #include "marlin/core/module_interface.h"
 #include "marlin/core/progress.h"
 #include "marlin/core/trainer_backend.h"
@@ -38,6 +39,8 @@ struct MARLIN_ABI TrainerOptions {
                                                            ///< must if a checkpointer was told what to load.
   std::optional<std::string> init_from = {};               ///< A file to start the weights from, if nothing is resumed.
   bool validate_only = false;                              ///< One validation, no training.
+  std::optional<double> max_seconds = {};                  ///< Stop, save and end within so many seconds of TrainerServices::began. Range: >= 0.001.
+  EarlyStoppingOptions early_stopping = {};                ///< End when a metric no longer gets better.
   int64_t log_steps = 50;                                  ///< Optimizer steps from one "step" event for writers to the next. Range: >= 1.
 
   static std::vector<OptionField<TrainerOptions>> option_fields();
@@ -52,10 +55,12 @@ struct MARLIN_ABI RunResult {
   Metrics metrics;                ///< The newest of every name.
   std::string checkpoint;         ///< The newest one written, or else loaded; empty: none.
   bool last_save_failed = false;  ///< Something that should be on disk is not; the log says why.
+  bool out_of_time = false;       ///< kStopped because of max_seconds.
+  int signal = 0;                 ///< kStopped by stop() with this signal's number; 0: with none.
 
   /// `done epochs=5 global_step=115 val/accuracy=0.9667 checkpoint=checkpoints/checkpoint_4.pt`
   [[nodiscard]] std::string summary() const;
-  /// 0, or 4 if last_save_failed.
+  /// 4 if last_save_failed, else 128 + signal, else 5 if out_of_time, else 0.
   [[nodiscard]] int exit_code() const noexcept;
 };
 
@@ -64,10 +69,14 @@ struct TrainerServices {
   Logger* logger = &null_logger();                  ///< Must live as long as the Trainer.
   std::vector<std::unique_ptr<Writer>> writers = {};
   std::unique_ptr<Progress> progress = {};          ///< Null: nothing is shown.
-  std::function<std::chrono::steady_clock::time_point()> clock = std::chrono::steady_clock::now;  ///< For `period_seconds`.
+  std::function<std::chrono::steady_clock::time_point()> clock = std::chrono::steady_clock::now;  ///< For `period_seconds` and `max_seconds`.
+  std::optional<std::chrono::steady_clock::time_point> began = {};  ///< What `max_seconds` counts from. Unset: the Trainer's construction.
+  std::function<void()> before_training = {};       ///< Called by train() when all is set up and before anything on disk is changed.
 };
 
 class SaveService;
+class TimeLimit;
+struct EpochProgress;
 
 using Checkpointers = std::vector<std::unique_ptr<AbstractCheckpointer>>;
 
@@ -93,22 +102,29 @@ class MARLIN_ABI Trainer {
   /// Validates once, with what was resumed or initialised, over all validation loaders. @return "val/..." of all of them.
   Metrics validate();
 
-  /// Ends train() after the running step (a validation that is running is finished first), with a forced checkpoint. From any thread, and before train(), too.
-  void stop() noexcept { stop_.store(true, std::memory_order_relaxed); }
-  [[nodiscard]] bool stop_requested() const noexcept { return stop_.load(std::memory_order_relaxed); }
+  /// Ends train() after the running step, or the running batch of a validation, which the resumed run then repeats; with a forced
+  /// checkpoint. From any thread and from signal handlers, and before train(), too.
+  /// @param signal the number of the signal that asks for it, for the exit code; 0: none.
+  void stop(int signal = 0) noexcept {
+    if (signal != 0) stop_signal_.store(signal, std::memory_order_relaxed);
+    stop_.store(true, std::memory_order_release);
+  }
+  [[nodiscard]] bool stop_requested() const noexcept { return stop_.load(std::memory_order_acquire); }
 
   /// Has the state saved, whatever the periods say, after the running step or, once an epoch's steps are done, with its end. From
-  /// callbacks and any thread, and before train(), too. Several requests before that are one.
+  /// callbacks, any thread and signal handlers, and before train(), too. Several requests before that are one.
   void request_save() noexcept { save_requested_.store(true, std::memory_order_relaxed); }
 
-  /// Saves the present state as that of the last completed epoch, where due or forced. @return where.
+  /// Saves the present state, where due or forced: that of the last completed epoch, or of the step within one. In a callback not all of what
+  /// is going on is in it yet (a step's metrics, say): request_save() there saves right after. @return where.
   std::vector<std::string> save_checkpoint(bool force = false);
   /// Saves the bare model under the last completed epoch's index. @return where.
   std::vector<std::string> save_model_checkpoint();
   /// What the options say should be resumed; empty: nothing. Applies nothing.
   [[nodiscard]] Checkpoint load_checkpoints();
 
-  /// "last_epoch", "optimizers", "schedulers", "loader", "generators", "run_id", "version". Overriders add to it.
+  /// All that decides the next number, besides the module's and the backend's: "last_epoch", "in_epoch", "phase", "optimizers",
+  /// "schedulers", "loader", "generators", metrics, positions of writers (checkpointers/FORMAT.md). Overriders add to it.
   [[nodiscard]] virtual StateDict get_state() const;
   virtual void update_state(const StateDict& state);
   /// What keeps update_state() from taking such a state, one sentence each, besides what the Trainer looks at itself; looked at before
@@ -126,7 +142,8 @@ class MARLIN_ABI Trainer {
   [[nodiscard]] const std::string& newest_checkpoint() const noexcept { return newest_checkpoint_; }  ///< Written, or else loaded; empty: none.
 
  private:
-  class Listener;
+  class TrainListener;
+  class ValListener;
 
   void set_up();
   template <class Call> auto while_loading(const Call& call);
@@ -136,18 +153,38 @@ class MARLIN_ABI Trainer {
   [[nodiscard]] at::Device resolve_device() const;
   [[nodiscard]] TrainingPlan make_plan(const Checkpoint& resumed) const;
   void check(const Checkpoint& checkpoint) const;
+  void check_epochs(const Checkpoint& checkpoint) const;
+  [[nodiscard]] std::vector<std::string> optimizer_differences(const StateDict& trainer_state) const;
+  void tell_what_changed(const StateDict& trainer_state) const;
+  void tell_of_rates(const StateDict& trainer_state) const;
   void apply(const Checkpoint& checkpoint);
   [[nodiscard]] bool anything_left() const;
   [[nodiscard]] int64_t steps_in_epoch() const noexcept { return in_epoch_ ? global_step() - epoch_start_step_ : 0; }
 
-  void run_epochs();
-  void run_epoch(int64_t epoch);
-  Metrics validate_epoch(int64_t epoch);
+  void check_time() const;
+  [[nodiscard]] bool should_stop() const;
+  [[nodiscard]] bool train_left();
+  [[nodiscard]] bool run_epoch(int64_t epoch);
+  void begin_epoch(int64_t epoch);
+  [[nodiscard]] bool train_epoch(int64_t epoch);
+  [[nodiscard]] bool validate_epoch(int64_t epoch, EpochProgress& progress);
+  [[nodiscard]] bool validate_loader(const std::string& name, DataLoader& loader, int64_t epoch, EpochProgress& progress);
+  [[nodiscard]] bool run_validation(const std::string& name, DataLoader& loader, int64_t epoch, EpochProgress& progress);
+  void end_training_part(int64_t epoch, bool partial);
+  [[nodiscard]] bool out_of_steps() const;
+  void complete_epoch(int64_t epoch);
+  void flush_window(int64_t epoch);
+  [[nodiscard]] RunResult result(RunResult::Outcome outcome) const;
   void end_run(bool complete);
   void open_writers();
+  void move_writers();
+  [[nodiscard]] std::string writer_key(size_t place) const;
   void each_writer(const std::function<void(Writer&)>& call);
   void write(MetricsEvent::Kind kind, int64_t epoch, const Metrics& metrics);
 
+  [[nodiscard]] StateDict progress_state() const;
+  [[nodiscard]] StateDict writers_state() const;
+  void rewind_to_last_step(Checkpoint& checkpoint) const;
   [[nodiscard]] Checkpoint make_checkpoint() const;
   void collect_saves();
   void save_after_exception() noexcept;
@@ -176,6 +213,7 @@ class MARLIN_ABI Trainer {
   TrainerOptions options_;
   TrainerServices services_;
   std::atomic<bool> stop_ = false, save_requested_ = false;
+  std::atomic<int> stop_signal_ = 0;
 
   bool set_up_ = false;
   at::Device device_ = at::kCPU;
@@ -187,9 +225,17 @@ class MARLIN_ABI Trainer {
   int64_t last_epoch_ = -1;
   bool in_epoch_ = false;             // a part of epoch last_epoch_ + 1 is done
   int64_t epoch_start_step_ = 0;      // the global step at which that epoch began
+  std::unique_ptr<EpochProgress> progress_;     // what has gathered in it
+  std::optional<StateDict> before_ending_;      // progress_state() as the run's last epoch was left in its middle for max_steps
+  int64_t begun_epoch_ = -1;          // the module has heard of the begin of this one here
+  int64_t ended_at_step_ = -1;        // max_steps ended the run here, within an epoch, and that is validated
+  StateDict writers_loaded_;          // positions that the writers have still to be moved to
+  EarlyStopping early_stopping_;
+  std::unique_ptr<TimeLimit> time_limit_;
   Metrics newest_;
   std::string newest_checkpoint_;
-  bool started_ = false, training_ = false, loading_ = false;
+  bool started_ = false, loading_ = false;
+  std::atomic<bool> training_ = false;
   bool ended_by_save_ = false;        // a save that failed ends the run
   bool opened_ = false;               // the checkpointers know of this run
   bool ran_ = false;                  // steps were made since the last end of a run

@@ -35,6 +35,7 @@ struct StepReport {
   int64_t global_step = 0;           ///< Completed, with this one.
   double loss = 0.0;
   const MetricSums* metrics = nullptr;  ///< Of this step; names without prefix. Valid during the call.
+  const std::vector<at::Tensor>* outputs = nullptr;  ///< What the step returned as outputs, joined. Valid during the call.
 };
 
 /// Hears of steps while an epoch runs.
@@ -42,17 +43,15 @@ class MARLIN_ABI StepListener {
  public:
   /// After each optimizer step. @return false to leave the epoch here.
   [[nodiscard]] virtual bool on_train_step(const StepReport& step) = 0;
-  /// After each validation batch. @return false to leave the validation here.
+  /// After each validation batch. `loss` is NaN. @return false to leave the validation here.
   [[nodiscard]] virtual bool on_val_step(const StepReport& step) = 0;
 
  protected:
   ~StepListener() = default;
 };
 
-/// What an epoch or a validation came to.
+/// How an epoch or a validation ended. What its steps came to is in their reports.
 struct EpochResult {
-  MetricSums metrics;                ///< Names without prefix.
-  std::vector<at::Tensor> outputs;
   bool complete = true;              ///< False: the listener ended it.
 };
 
@@ -67,6 +66,7 @@ class MARLIN_ABI TrainerBackend {
   /// Runs the rest of the loader's epoch. @param steps_done optimizer steps of this epoch that were done before (a resumed run).
   /// @throws Error kTraining naming epoch and step: the loss is not a scalar, does not require grad, or is not finite.
   [[nodiscard]] virtual EpochResult train(DataLoader& loader, int64_t epoch, int64_t steps_done, StepListener& listener) = 0;
+  /// Runs the loader's whole epoch, without gradients.
   [[nodiscard]] virtual EpochResult validate(DataLoader& loader, const std::string& name, int64_t epoch, StepListener& listener) = 0;
 
   [[nodiscard]] virtual int64_t global_step_completed() const = 0;   ///< Optimizer steps.

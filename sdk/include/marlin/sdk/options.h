@@ -151,6 +151,17 @@ template <class S, class T>
           }};
 }
 
+/// The fields of a struct that is a field of S itself, under the names that they have there.
+template <class S, class Part>
+[[nodiscard]] std::vector<OptionField<S>> option_part(Part S::* member) {
+  std::vector<OptionField<S>> result;
+  for (OptionField<Part>& field : Part::option_fields()) {
+    result.push_back({std::move(field.spec), [member, read = std::move(field.read)](S& into, const Options& options) { read(into.*member, options); },
+                      [member, text = std::move(field.text)](const S& from) { return text(from.*member); }});
+  }
+  return result;
+}
+
 namespace detail {
 struct AnyField {
   template <class T> operator T() const noexcept;  // never called

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "marlin/sdk/abi.h"
+#include "marlin/sdk/logger.h"
 #include "marlin/sdk/metrics.h"
+#include "marlin/sdk/state_dict.h"
 
 namespace marlin {
 
@@ -33,6 +36,14 @@ class MARLIN_ABI Writer {
   virtual void write(const MetricsEvent& event) = 0;
   /// At the end of each epoch and of the run: what was written must be readable. Default: nothing.
   virtual void flush();
+
+  /// The name under which its position is kept in a checkpoint. Default: none, and nothing is kept.
+  [[nodiscard]] virtual std::string name() const;
+  /// How far it has come: asked for each checkpoint, and to be true even if the process is killed right after. Default: empty.
+  [[nodiscard]] virtual StateDict get_state();
+  /// Called after open() where a run goes on from a checkpoint: what was written after that position will be written again, so it
+  /// should go. Says in the log what it did. Default: nothing.
+  virtual void update_state(const StateDict& state, Logger& log);
 };
 
 }  // namespace marlin

@@ -5,6 +5,8 @@
 
 namespace marlin {
 
+class OutputCollector;
+
 /// The sizes of the fewest near-equal micro-batches of at most `limit` samples; they differ by one at most, larger ones first.
 /// `limit` unset: one. No samples: none.
 [[nodiscard]] MARLIN_ABI std::vector<int64_t> micro_batch_sizes(int64_t num_samples, std::optional<int64_t> limit);
@@ -21,11 +23,10 @@ class MARLIN_ABI SingleProcessBackend : public TrainerBackend, private StepOptim
   void update_state(const StateDict& state) override;
 
  private:
-  struct OutputCollector;
-
   enum : char { kUntouched, kTouched, kStepped };
 
   void train_step(Batch& batch, int64_t epoch, OutputCollector& outputs);
+  void val_step(Batch& batch, StepContext& context, OutputCollector& outputs);
   void micro_step(Batch& micro, const StepContext& context, double step_samples, OutputCollector& outputs);
   void backward(const at::Tensor& loss, double weight, bool retain_graph, const std::vector<at::Tensor>& inputs);
   void record_loss(double loss, double samples);
