@@ -110,7 +110,9 @@ class BadFlagsTest(CliTest):
 
 class HelpTest(CliTest):
     FLAGS = ("epochs", "max_steps", "train_batch_size", "val_batch_size", "micro_batch_limit", "clip_grads", "max_grad_norm", "reset_optimizers_schedulers", "seed", "device", "backend", "checkpointer",
-             "plugin_path", "writers", "resume", "init_from", "validate_only", "writer.dir", "progress", "log_level", "config", "print_config", "help", "version", "module.hidden", "module.lr", "module.data",
+             "plugin_path", "writers", "resume", "init_from", "validate_only", "max_seconds", "early_stopping.metric", "early_stopping.patience", "early_stopping.mode", "early_stopping.min_delta",
+             "log_steps", "writer.dir", "progress", "log_level", "config", "print_config", "help", "version", "module.hidden", "module.lr", "module.data",
+             "module.optimizer", "module.momentum", "module.schedule", "module.workers",
              "checkpointer.checkpoint", "checkpointer.period", "checkpointer.save_dir", "checkpointer.model_state_save_dir", "checkpointer.load_dir", "checkpointer.load_filename", "checkpointer.file_prefix",
              "checkpointer.file_ext", "checkpointer.delete_existing_checkpoints", "checkpointer.keep_last", "checkpointer.log_level")
 
@@ -287,7 +289,7 @@ class BadPluginsTest(CliTest):
             ("returns_null", ("make_checkpointer returned null",)),
             ("throwing_options", ("options failed",)),
             ("wrong_name", ("says that it is 'right_name'", "rename the file")),
-            ("later_abi", ("SDK ABI 3 (here 2)", "build it again")),
+            ("later_abi", ("SDK ABI 4 (here 3)", "build it again")),
             ("other_torch", ("LibTorch 99.1", "build it again")),
             ("duplicate_option", ("its option table is not in order",)),
             ("two_kinds", ("it must set exactly one",)),

@@ -3,12 +3,17 @@
 import ctypes
 import os
 import re
+import random
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
+import time
 import unittest
+import zipfile
+from contextlib import closing
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -42,6 +47,18 @@ def checkpoints(epochs, model=None):
     return sorted([f"checkpoint_{e}.pt" for e in epochs] + ([] if model is None else [f"checkpoint_model_{model}.pt"]))
 
 
+def random_of_this_run():
+    """Random numbers by a seed that is printed; MARLIN_TEST_SEED sets it."""
+    seed = int(os.environ.get("MARLIN_TEST_SEED", time.time_ns() % 1_000_000))
+    print(f"MARLIN_TEST_SEED={seed}", flush=True)
+    return random.Random(seed)
+
+
+def contents(folder):
+    """All that lies below a folder: of a file its bytes and when it was written, of a folder None."""
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) if p.is_file() else None for p in Path(folder).rglob("*")}
+
+
 class Finished:
     def __init__(self, process):
         self.code, self.out, self.err = process.returncode, process.stdout.decode(), process.stderr.decode(errors="replace")
@@ -73,17 +90,27 @@ class CliTest(unittest.TestCase):
         (shutil.copytree if Path(source).is_dir() else shutil.copyfile)(source, target)
         return target
 
-    def run_digits(self, *args, cwd=None, env=None, user=None):
-        words = [str(DIGITS), *map(str, args)]
-        process = subprocess.run(words, cwd=cwd or self.dir, env=env or environment(), capture_output=True, timeout=120, stdin=subprocess.DEVNULL, user=user)
-        finished = Finished(process)
+    def assertNothingStrange(self, finished):
+        """No sign of a crash, and on stderr only what it writes there when all is well, or an error."""
         for sign in SIGNS_OF_A_CRASH:
             self.assertNotIn(sign, finished.err, str(finished))
         for line in re.split(r"\n|\r", finished.err):
             line = line.replace("\x1b[K", "")
             known = not line or LOG_LINE.match(line) or PROGRESS_LINE.match(line) or line.startswith("error: ")
             self.assertTrue(known, f"a line on stderr of no known kind: {line!r}\n{finished}")
+
+    def run_digits(self, *args, cwd=None, env=None, user=None):
+        words = [str(DIGITS), *map(str, args)]
+        process = subprocess.run(words, cwd=cwd or self.dir, env=env or environment(), capture_output=True, timeout=120, stdin=subprocess.DEVNULL, user=user)
+        finished = Finished(process)
+        self.assertNothingStrange(finished)
         return finished
+
+    def launch(self, *args, cwd=None, **how):
+        """The program while it runs; it does not outlive the test."""
+        running = Running(*args, cwd=cwd or self.dir, **how)
+        self.addCleanup(running.end)
+        return running
 
     def ok(self, *args, **how):
         """Runs to exit code 0, without an error."""
@@ -121,16 +148,25 @@ class CliTest(unittest.TestCase):
         if checkpoint:
             self.assertTrue(finished.last.endswith(f" checkpoint={checkpoint}"), finished.last)
 
+    def assertAllWhole(self, folder):
+        """Every file here that a run could go on from, or take weights from, is whole."""
+        for name in names(folder):
+            if name.startswith("."):
+                continue
+            with zipfile.ZipFile(folder / name) as archive:
+                self.assertIsNone(archive.testzip(), name)  # every record against its CRC-32
+            self.assertIn("net.0.weight" if "model" in name else "module_interface_state", load(folder / name), name)
+
 
 class FolderEvents:
-    """What happens in a folder, in order and at once (inotify)."""
+    """What happens in a folder, in order and at once (inotify): names that come and go, and what else is asked for."""
 
-    CREATE, MOVED_TO, DELETE = 0x100, 0x80, 0x200
+    CREATE, MOVED_TO, DELETE, MODIFY, OPEN = 0x100, 0x80, 0x200, 0x2, 0x20
 
-    def __init__(self, folder):
+    def __init__(self, folder, also=0):
         libc = ctypes.CDLL(None, use_errno=True)
         self.file = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-        if self.file < 0 or libc.inotify_add_watch(self.file, os.fsencode(folder), self.CREATE | self.MOVED_TO | self.DELETE) < 0:
+        if self.file < 0 or libc.inotify_add_watch(self.file, os.fsencode(folder), self.CREATE | self.MOVED_TO | self.DELETE | also) < 0:
             raise OSError(ctypes.get_errno(), "inotify", str(folder))
 
     def close(self):
@@ -146,6 +182,74 @@ class FolderEvents:
             result.append((event & 0x3FF, piece[16 : 16 + size].rstrip(b"\0").decode()))
             piece = piece[16 + size :]
         return result
+
+
+class Running:
+    """A started `digits`. What it writes goes to files, which do not fill up as pipes do."""
+
+    def __init__(self, *args, cwd, env=None, sigint=signal.SIG_DFL):
+        self.out, self.err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        words = [str(DIGITS), *map(str, args)]
+        # Who started the tests in the background has SIGINT ignored, and children inherit that.
+        self.process = subprocess.Popen(words, cwd=cwd, env=env or environment(), stdout=self.out, stderr=self.err, stdin=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, sigint))
+
+    def await_event(self, events, wanted):
+        """The name of the first event of a folder that is wanted, at once; None if the process ended without."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            ended = self.process.poll() is not None
+            for event, name in events.wait(0 if ended else 0.05):
+                if wanted(event, name):
+                    return name
+            if ended:
+                return None
+        raise TimeoutError(f"what was waited for has not happened\n{self.so_far()}")
+
+    def await_signals(self, line, wanted):
+        """Waits until this line of /proc/PID/status (SigCgt: handlers there are; ShdPnd: not delivered yet) is as wanted, a mask."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"it has ended\n{self.finished()}")
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            if (found := re.search(rf"(?m)^{line}:\s*([0-9a-f]+)$", status)) and wanted(int(found[1], 16)):
+                return
+            time.sleep(0.001)
+        raise TimeoutError(f"{line} is not as wanted")
+
+    def send(self, number):
+        self.process.send_signal(number)
+
+    def so_far(self):
+        self.out.seek(0), self.err.seek(0)
+        return Finished(subprocess.CompletedProcess(self.process.args, self.process.poll(), self.out.read(), self.err.read()))
+
+    def finished(self):
+        """What it came to, once it has ended by itself or by a signal."""
+        self.process.wait(120)
+        return self.so_far()
+
+    def end(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.out.close(), self.err.close()
+
+
+def start_training(folder, *args, **how):
+    """A run in a folder, fresh or gone on with, once its training has begun: signals stop it from then on, and its record is open."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with closing(FolderEvents(folder / "logs", also=FolderEvents.OPEN)) as events:
+        running = Running(*args, "--writers", "stdout,jsonl", cwd=folder, **how)
+        try:
+            if running.await_event(events, lambda event, name: event == events.OPEN and name == "metrics.jsonl") is None:
+                raise AssertionError(f"it ended before training began\n{running.finished()}")
+        except BaseException:
+            running.end()
+            raise
+    running.start_up = time.monotonic() - began
+    return running
 
 
 class WithRun(CliTest):

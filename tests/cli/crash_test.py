@@ -4,15 +4,13 @@ MARLIN_TEST_LONG=1 repeats more often. The random moments come from a seed that 
 """
 
 import os
-import random
 import re
 import signal
 import subprocess
 import time
 import unittest
-import zipfile
 
-from cli_support import DIGITS, LONG, STEPS, CliTest, FolderEvents, checkpoints, differing, environment, load, names
+from cli_support import DIGITS, LONG, STEPS, CliTest, FolderEvents, checkpoints, differing, environment, names, random_of_this_run
 
 QUIET = ("--progress", "off")
 
@@ -25,14 +23,6 @@ class Killing(CliTest):
         """True if it was still running."""
         process.send_signal(signal.SIGKILL)
         return process.wait(60) == -signal.SIGKILL
-
-    def assertAllWhole(self, folder):
-        for name in names(folder):
-            if name.startswith("."):
-                continue
-            with zipfile.ZipFile(folder / name) as archive:
-                self.assertIsNone(archive.testzip(), name)  # every record against its CRC-32
-            self.assertIn("net.0.weight" if "model" in name else "module_interface_state", load(folder / name), name)
 
     def newest(self, folder):
         return max((int(found[1]) for name in names(folder) if (found := re.fullmatch(r"checkpoint_(\d+)\.pt", name))), default=None)
@@ -112,9 +102,7 @@ class KillAtRandomMomentsTest(Killing):
 
     def setUp(self):
         super().setUp()
-        seed = int(os.environ.get("MARLIN_TEST_SEED", time.time_ns() % 1_000_000))
-        print(f"MARLIN_TEST_SEED={seed}", flush=True)
-        self.random = random.Random(seed)
+        self.random = random_of_this_run()
         self.kills = 200 if LONG else 20
 
     def kill_at_random(self, folder):

@@ -96,8 +96,8 @@ class ResumeTest(WithRun):
     def test_nothing_left_to_do(self):
         self.take_base()
         before = {p.name: p.stat().st_mtime_ns for p in self.path("checkpoints").iterdir()}
-        for epochs in (3, 2, 1):
-            finished = self.ok("--epochs", epochs, "--resume", "auto", "--writers", "stdout,jsonl")
+        for _ in range(2):
+            finished = self.ok("--epochs", 3, "--resume", "auto", "--writers", "stdout,jsonl")
             self.assertIn("nothing to do: 3 of", finished.err)
             self.assertDone(finished, 3, kind="nothing to do", checkpoint="checkpoints/checkpoint_2.pt")
             self.assertEqual(finished.out.count("\n"), 1)
