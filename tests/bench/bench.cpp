@@ -3,11 +3,13 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <stdexcept>
 
 #include "marlin/core/version.h"
 
@@ -28,6 +30,16 @@ std::string option(const std::string& name, const std::string& fallback) {
 }
 
 int blocks(int usual) { return std::min(usual, std::stoi(option("blocks", std::to_string(usual)))); }
+
+double seconds_of(const std::function<void()>& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void require(bool ok, const std::string& what) {
+  if (!ok) throw std::runtime_error("not so: " + what);
+}
 
 void run_interleaved(std::vector<Contender>& contenders, int blocks) {
   for (Contender& contender : contenders) static_cast<void>(contender.block());
@@ -88,10 +100,21 @@ void print_ratio(const std::string& bench_case, const std::string& what, const C
   std::printf("ratio,%s,%s,%.4f,%.4f,%.4f\n", bench_case.c_str(), what.c_str(), median(values), quantile(values, 0.25), quantile(values, 0.75));
 }
 
-bool print_bound(const std::string& bench_case, const std::string& what, double measured, double limit) {
-  const bool ok = measured <= limit;
+namespace {
+
+bool print_judged(const std::string& bench_case, const std::string& what, double measured, double limit, bool ok) {
   std::printf("bound,%s,%s,%.4f,%.4f,%s\n", bench_case.c_str(), what.c_str(), measured, limit, ok ? "ok" : "short");
   return ok;
+}
+
+}  // namespace
+
+bool print_bound(const std::string& bench_case, const std::string& what, double measured, double limit) {
+  return print_judged(bench_case, what, measured, limit, measured <= limit);
+}
+
+bool print_at_least(const std::string& bench_case, const std::string& what, double measured, double limit) {
+  return print_judged(bench_case, what + " (at least)", measured, limit, measured >= limit);
 }
 
 }  // namespace marlin::bench
@@ -99,7 +122,7 @@ bool print_bound(const std::string& bench_case, const std::string& what, double 
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a figure is there to read once it is known, also in a file
   using namespace marlin::bench;
-  const std::map<std::string, bool (*)()> cases = {{"checkpoint", checkpoint}, {"optimizer", optimizer}, {"overhead", overhead}, {"plugin", plugin}, {"retention", retention}};
+  const std::map<std::string, bool (*)()> cases = {{"checkpoint", checkpoint}, {"loader", loader}, {"optimizer", optimizer}, {"overhead", overhead}, {"plugin", plugin}, {"retention", retention}};
   const auto usage = [&](const std::string& problem) {
     std::fprintf(stderr, "%susage: marlin_bench CASE... [--dir FOLDER] [--peers] [--blocks N]; there are:", problem.c_str());
     for (const auto& [name, run] : cases) std::fprintf(stderr, " %s", name.c_str());

@@ -14,6 +14,10 @@ struct Contender {
   std::vector<double> seconds = {};   // by block
 };
 
+double seconds_of(const std::function<void()>& work);
+/// @throws std::runtime_error: what is timed must be right.
+void require(bool ok, const std::string& what);
+
 /// Runs one unmeasured block of each, then `blocks` rounds of A B C A B C ...
 void run_interleaved(std::vector<Contender>& contenders, int blocks);
 
@@ -33,6 +37,8 @@ void print_ratio(const std::string& bench_case, const std::string& what, const C
 
 /// Prints `bound,<case>,<what>,<measured>,<limit>,<ok|short>`. @return whether measured <= limit.
 bool print_bound(const std::string& bench_case, const std::string& what, double measured, double limit);
+/// The same for a figure that must not be lower than its limit; `what` is printed with ` (at least)`.
+bool print_at_least(const std::string& bench_case, const std::string& what, double measured, double limit);
 
 /// What was given as `--name value`, or `fallback`.
 [[nodiscard]] std::string option(const std::string& name, const std::string& fallback);
@@ -41,6 +47,7 @@ bool print_bound(const std::string& bench_case, const std::string& what, double 
 
 /// The cases. @return whether every bound holds.
 bool checkpoint();
+bool loader();
 bool overhead();
 bool optimizer();
 bool plugin();

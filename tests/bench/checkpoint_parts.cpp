@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <stdexcept>
@@ -22,16 +21,6 @@ int64_t peak_memory_bytes() {
 }
 
 }  // namespace
-
-double seconds_of(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-void require(bool ok, const std::string& what) {
-  if (!ok) throw std::runtime_error("not so: " + what);
-}
 
 Folder::Folder(const fs::path& where) {
   std::string name = (where / "marlin_bench_XXXXXX").string();

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <string>
 
 #include "bench.h"
@@ -13,10 +12,6 @@
 namespace marlin::bench {
 
 constexpr int kCheckpointBlocks = 31;
-
-double seconds_of(const std::function<void()>& work);
-/// @throws std::runtime_error: what is timed must be right.
-void require(bool ok, const std::string& what);
 
 /// A folder of this run's own, gone at the end.
 class Folder {
