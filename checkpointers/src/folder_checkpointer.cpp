@@ -129,9 +129,8 @@ void FolderCheckpointer::do_open(const RunStart& start) {
   if (!options_.delete_existing_checkpoints) refuse_to_mix(start, files);
   check_writable("save_dir", options_.save_dir, /*create=*/true);
   check_writable("model_state_save_dir", model_folder(), /*create=*/true);
-  for (const fs::path& folder : {fs::path(options_.save_dir), model_folder()}) {
-    remove_stale_temporaries(folder, [&](std::string_view name) { return name == kWriteProbe || owns(name); });
-  }
+  for (const fs::path& folder : {fs::path(options_.save_dir), model_folder()}) clear_temporaries(folder);
+  opened_ = true;
   sweep(options_.save_dir);
   if (!options_.delete_existing_checkpoints || std::exchange(cleared_, true)) return;
   for (const fs::path& file : files) {
@@ -142,6 +141,10 @@ void FolderCheckpointer::do_open(const RunStart& start) {
       discard(file);
     }
   }
+}
+
+void FolderCheckpointer::clear_temporaries(const fs::path& folder) const {
+  remove_stale_temporaries(folder, [&](std::string_view name) { return name == kWriteProbe || owns(name); });
 }
 
 bool FolderCheckpointer::do_keeps_suspects() const { return true; }
@@ -187,6 +190,7 @@ void FolderCheckpointer::evict(const fs::path& just_written) {
 
 std::vector<std::string> FolderCheckpointer::do_save_model(const StateDict& model_state, int64_t index) {
   if (!keeps_models()) return {};
+  if (!opened_) clear_temporaries(model_folder());  // a run that was killed right here has nothing but this file to make up for
   const fs::path file = model_folder() / model_names_.name(Form::kModel, index);
   write_model(file, model_state, index);
   return {file.string()};

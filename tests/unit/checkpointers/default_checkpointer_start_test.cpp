@@ -167,19 +167,28 @@ TEST_F(DefaultCheckpointerStartTest, ResumedFromElsewhereDeletesHereOnly) {
   EXPECT_THAT(names_in(folder_ / "load"), ElementsAre("checkpoint_9.pt"));
 }
 
+// As a process left it that is gone: this process's name for it with another start time.
+std::string of_a_dead_process(const std::string& name) {
+  std::string temporary = temporary_name(name);
+  const size_t end = temporary.size() - std::string(".tmp").size();
+  return temporary.insert(end, "9");
+}
+
 TEST_F(DefaultCheckpointerStartTest, StaleTemporariesOfItsOwnNamesGoInBothFolders) {
   options_.model_state_save_dir = (folder_ / "models").string();
-  const auto of_a_dead_process = [](const std::string& name) {
-    std::string temporary = temporary_name(name);  // this process's: its start time made another one's
-    const size_t end = temporary.size() - std::string(".tmp").size();
-    return temporary.insert(end, "9");
-  };
   const std::string live = temporary_name("checkpoint_4.pt");
   put({of_a_dead_process("checkpoint_3.pt"), of_a_dead_process("other_3.pt"), live});
   write_file(folder_ / "models" / of_a_dead_process("checkpoint_model_3.pt"), "x");
   make()->open({});
   EXPECT_THAT(saved(), UnorderedElementsAreArray({of_a_dead_process("other_3.pt"), live}));
   EXPECT_THAT(names_in(folder_ / "models"), IsEmpty());
+}
+
+// A run that was killed within the file of its bare model has nothing left to train: the next one writes that file, and opens nothing.
+TEST_F(DefaultCheckpointerStartTest, StaleTemporariesOfModelsGoWhereAModelIsAllThatIsWritten) {
+  put({of_a_dead_process("checkpoint_model_3.pt"), of_a_dead_process("other_3.pt")});
+  make()->save_model(state_at(3).module_interface_state, 3);
+  EXPECT_THAT(saved(), UnorderedElementsAreArray({of_a_dead_process("other_3.pt"), std::string("checkpoint_model_3.pt")}));
 }
 
 }  // namespace

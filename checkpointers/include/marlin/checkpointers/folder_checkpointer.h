@@ -93,6 +93,7 @@ class MARLIN_ABI FolderCheckpointer : public AbstractCheckpointer {
   [[nodiscard]] Checkpoint load_newest(const std::filesystem::path& folder, Verify verify) const;
   [[nodiscard]] Checkpoint newest_whole(const std::vector<std::filesystem::path>& newest_first, Verify verify) const;
   void evict(const std::filesystem::path& just_written);
+  void clear_temporaries(const std::filesystem::path& folder) const;
 
   FolderOptions options_;
   KeepPolicy policy_;
@@ -101,6 +102,7 @@ class MARLIN_ABI FolderCheckpointer : public AbstractCheckpointer {
   FileSystem& file_system_;
   LogLevel level_;
   std::map<std::filesystem::path, Metrics> looked_at_;  // files that could be opened
+  bool opened_ = false;               // temporary files of processes that are gone were removed
   bool cleared_ = false;              // what an earlier run left was removed; a run that goes on after stop() is opened again
   std::filesystem::path superseded_;  // what the run resumed from, to be removed once something newer is there
 };
