@@ -2,13 +2,22 @@
 
 #include <torch/torch.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <iostream>
 #include <typeinfo>
 
+#include "backends/built_in.h"
 #include "cli/command_line.h"
+#include "data/seeds.h"
+#include "devices/run_device.h"
+#include "distributed/process_group.h"
+#include "launch/local_launcher.h"
+#include "launch/ranks.h"
 #include "marlin/checkpointers/default_checkpointer.h"
-#include "marlin/core/backends/sp_backend.h"
+#include "marlin/core/backends/ddp_backend.h"
+#include "marlin/core/communicator.h"
+#include "marlin/core/data/batch_reader.h"
 #include "marlin/core/logging.h"
 #include "marlin/core/plugin_crashes.h"
 #include "marlin/core/plugin_host.h"
@@ -24,6 +33,7 @@ namespace {
 struct LaunchOptions {
   std::vector<std::string> checkpointer = {"default"};
   std::string backend = "sp";
+  int64_t nproc = 1;
   std::vector<std::string> writers = {"stdout"};
   std::string plugin_path;
   double plugin_slow_seconds = 5.0;
@@ -36,7 +46,8 @@ struct LaunchOptions {
     using O = LaunchOptions;
     return {
         option_field("checkpointer", &O::checkpointer, "Checkpointers, separated by commas: default, the name of a plugin, or the path of one (with a '/')."),
-        option_field("backend", &O::backend, "How steps run: sp, or a plugin."),
+        option_field("backend", &O::backend, "How steps run: sp, sp-amp (mixed precision), ddp, ddp-amp (several processes), or a plugin."),
+        option_field("nproc", &O::nproc, "Start so many processes on this machine, which train together; with --backend ddp.", {.min = 1, .max = 4096}),
         option_field("writers", &O::writers, "Where metrics go, separated by commas: stdout, jsonl, or plugins."),
         option_field("plugin_path", &O::plugin_path, "Folders to search for plugins first, separated by ':'."),
         option_field("plugin_slow_seconds", &O::plugin_slow_seconds, "Warn while a call of a plugin takes longer.", {.unit = "seconds", .min = 0.001, .max = 1e8}),
@@ -60,7 +71,7 @@ struct WriterOptions {
 // One program run: from the command line to the exit code.
 class Run {
  public:
-  Run(int argc, char** argv, const Application& application) : application_(application), command_line_(argc, argv) {}
+  Run(int argc, char** argv, const Application& application) : application_(application), command_line_(argc, argv), words_(argv, argv + argc) {}
 
   int go() {
     find_parts();
@@ -78,7 +89,18 @@ class Run {
       std::cout << cli::CommandLine::print_config(groups, options) << std::flush;
       return 0;
     }
+    if (is_to_start_ranks()) {
+      plugins_.reset();  // with its threads: signals are the launcher's
+      return launch::launch_local(static_cast<int>(launch_.nproc), words_);
+    }
     return train(options);
+  }
+
+  [[nodiscard]] int peer_lost_code() const { return ranks_.launcher == launch::Launcher::kLocal ? launch::kPeerLostCode : 1; }
+
+  /// Empty: the launcher says already who says what.
+  [[nodiscard]] std::string rank_prefix() const {
+    return ranks_.world_size > 1 && ranks_.launcher != launch::Launcher::kLocal ? concat("[rank ", ranks_.rank, "] ") : "";
   }
 
   [[nodiscard]] bool loading() const { return trainer_ && trainer_->loading(); }
@@ -97,13 +119,28 @@ class Run {
   // Which plugins there are decides which flags there are, so they are loaded before the rest is looked at.
   void find_parts() {
     launch_ = marlin::parse<LaunchOptions>(command_line_.preview(option_table<LaunchOptions>()));
-    logger_ = make_console_logger(parse_log_level(launch_.log_level));
+    ranks_ = launch::find_ranks();
+    const LogLevel level = parse_log_level(launch_.log_level);
+    logger_ = make_console_logger(ranks_.rank == 0 ? level : std::max(level, LogLevel::kWarning));  // what all do, one tells
     host_.logger = logger_.get();
+    host_.rank = ranks_.rank;
+    host_.world_size = ranks_.world_size;
     plugins_.emplace(split(launch_.plugin_path, ':'), host_, launch_.plugin_slow_seconds);
+    take_device();
     if (launch_.checkpointer.empty()) throw Error(Errc::kInvalidArgument, "--checkpointer: names none; to write nothing give --checkpointer.checkpoint false");
     for (const std::string& name : launch_.checkpointer) checkpointers_.push_back(find_part(name, PluginKind::kCheckpointer, checkpointers_));
     for (const std::string& name : launch_.writers) writers_.push_back(find_part(name, PluginKind::kWriter, writers_));
     backend_ = find_part(launch_.backend, PluginKind::kBackend, {});
+  }
+
+  // First of all parts: LibTorch looks for its library of a device at the first need, and keeps to what it found.
+  void take_device() {
+    if (launch_.help || launch_.version || launch_.print_config) return;
+    OptionTable table = option_table<TrainerOptions>(application_.defaults);
+    std::erase_if(table, [](const OptionSpec& spec) { return spec.name != "device"; });
+    const auto wanted = command_line_.preview(table).get<std::string>("device");
+    if (launch_.nproc > 1 && ranks_.launcher == launch::Launcher::kNone) check_device(wanted, static_cast<int>(launch_.nproc), *plugins_);  // the ranks take it
+    else device_ = find_device(wanted, ranks_, *plugins_, *logger_);
   }
 
   Part find_part(const std::string& name, PluginKind kind, const std::vector<Part>& before) {
@@ -141,7 +178,8 @@ class Run {
     for (Part& part : writers_) {
       if (part.plugin) add_group(groups, part, "Writer " + part.name, {"writer." + part.name + "."}, part.plugin->options);
     }
-    if (backend_.plugin) add_group(groups, backend_, "Backend " + backend_.name, {"backend."}, backend_.plugin->options);
+    OptionTable backend = backend_.plugin ? OptionTable(backend_.plugin->options) : built_in_backend_options(backend_.name);
+    if (!backend.empty()) add_group(groups, backend_, "Backend " + backend_.name, {"backend."}, std::move(backend));
     return groups;
   }
 
@@ -174,25 +212,67 @@ class Run {
     return result;
   }
 
-  // A launcher that started several of us means them to work together; apart, they would write over each other's files.
-  void refuse_several_processes() const {
-    if (backend_.plugin) return;
-    for (const char* variable : {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"}) {
-      const char* size = std::getenv(variable);
-      if (size == nullptr || std::atoi(size) <= 1) continue;
-      throw Error(Errc::kUnsupported, concat("--backend ", backend_.name, " runs one process, but ", variable, " says that this is one of ", size, "; start the program alone"));
+  // Whether this process only starts those that train.
+  [[nodiscard]] bool is_to_start_ranks() const {
+    const bool several = launch_.nproc > 1 || ranks_.world_size > 1;
+    if (several && !backend_.plugin && !is_distributed(backend_.name)) {
+      throw Error(Errc::kInvalidArgument, concat("--backend ", backend_.name, " runs one process, but ",
+                                                 launch_.nproc > 1 ? concat("--nproc ", launch_.nproc, " starts several") : concat("this is one of ", ranks_.world_size, " that ", launch::to_string(ranks_.launcher), " has started"),
+                                                 ": give --backend ", backend_.name == "sp-amp" ? "ddp-amp" : "ddp", launch_.nproc > 1 ? ", or --nproc 1" : ", or start the program alone"));
     }
+    if (launch_.nproc == 1 || ranks_.launcher == launch::Launcher::kLocal) return false;
+    if (ranks_.launcher == launch::Launcher::kNone) return true;
+    throw Error(Errc::kInvalidArgument, concat("--nproc ", launch_.nproc, ": ", launch::to_string(ranks_.launcher), " has started this process as one of ", ranks_.world_size, " already; leave --nproc out"));
+  }
+
+  std::shared_ptr<Communicator> connect_ranks(const Options& backend_options) {
+    if (ranks_.world_size == 1) return nullptr;
+    distributed::ConnectOptions options;
+    options.ranks = ranks_;
+    options.logger = logger_.get();
+    if (device_.support) options.make_device_group = distributed::group_factory(*device_.support);
+    if (!backend_.plugin) {
+      const auto ddp = marlin::parse<DdpOptions>(backend_options);
+      options.timeout = std::chrono::milliseconds(std::llround(ddp.timeout_seconds * 1e3));
+      options.shared_memory = ddp.shared_memory;
+    }
+    options.on_stuck = [prefix = rank_prefix(), code = peer_lost_code()](const std::string& message) {
+      std::cerr << prefix + "error: " + message + "\n" << std::flush;
+      std::_Exit(code);
+    };
+    return distributed::connect(options);
+  }
+
+  std::unique_ptr<TrainerBackend> make_backend(const Options& options) {
+    if (backend_.plugin) return plugins_->make_backend(*backend_.plugin, options);
+    return make_built_in_backend(backend_.name, options);
   }
 
   int train(const std::vector<Options>& options) {
-    refuse_several_processes();
-    const auto trainer_options = marlin::parse<TrainerOptions>(options[0]);
-    torch::manual_seed(static_cast<uint64_t>(trainer_options.seed));
-    std::unique_ptr<TrainerBackend> backend;
-    if (backend_.plugin) backend = plugins_->make_backend(*backend_.plugin, options[backend_.group]);
+    const Options& backend_options = backend_.group == 0 ? kNone : options[backend_.group];
+    auto trainer_options = marlin::parse<TrainerOptions>(options[0]);
+    trainer_options.device = device_.name;
+    const auto seed = static_cast<uint64_t>(trainer_options.seed);
+    torch::manual_seed(ranks_.rank == 0 ? seed : detail::mixed(seed, ranks_.rank));  // each rank drops out other units
+    const std::shared_ptr<Communicator> ranks = connect_ranks(backend_options);
+    try {
+      return train(options, trainer_options, ranks);
+    } catch (...) {
+      if (ranks) ranks->fail(detail::current_exception_text());  // unless all know that a rank is lost
+      throw;
+    }
+  }
+
+  int train(const std::vector<Options>& options, const TrainerOptions& trainer_options, const std::shared_ptr<Communicator>& ranks) {
+    std::unique_ptr<TrainerBackend> backend = make_backend(backend_.group == 0 ? kNone : options[backend_.group]);
     Checkpointers checkpointers = make_checkpointers(options);
-    TrainerServices services{logger_.get(), make_writers(options), make_progress(launch_.progress, stderr)};
+    TrainerServices services{logger_.get(), {}, nullptr};
+    if (ranks_.rank == 0) {
+      services.writers = make_writers(options);
+      services.progress = make_progress(launch_.progress, stderr);
+    }
     services.began = began_;
+    services.ranks = ranks;
     // Before this a signal ends the process, and nothing on disk has been changed.
     services.before_training = [this] { signals_.emplace(*trainer_); };
     trainer_ = std::make_unique<Trainer>(application_.make_module(options[1]), std::move(backend), std::move(checkpointers), trainer_options, std::move(services));
@@ -209,18 +289,23 @@ class Run {
     if (result.last_save_failed) {
       logger_->error("a last save failed, as said above: what was trained last is not on disk, or not all of it; exit code ", result.exit_code());
     }
-    std::cout << result.summary() << std::endl;
+    if (ranks_.rank == 0) std::cout << result.summary() << std::endl;
     signals_.reset();
     return result.exit_code();
   }
 
+  inline static const Options kNone;
+
   const std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
   const Application& application_;
   cli::CommandLine command_line_;
+  const std::vector<std::string> words_;
+  launch::Ranks ranks_;
   LaunchOptions launch_;
   std::unique_ptr<Logger> logger_;
   HostContext host_;
   std::optional<PluginHost> plugins_;
+  RunDevice device_;
   std::vector<Part> checkpointers_, writers_;
   Part backend_;
   std::unique_ptr<Trainer> trainer_;
@@ -247,12 +332,12 @@ std::string text_of(const std::exception& error) {
   return *error.what() ? error.what() : concat("an exception of type ", demangled(typeid(error)), ", which says nothing");
 }
 
-int report(const std::string& message, int code) {
+int report(const std::string& prefix, const std::string& message, int code) {
   std::string line = message.substr(0, message.find_last_not_of(" \n") + 1);
   for (char& c : line) {
     if (c == '\n') c = ' ';
   }
-  std::cerr << "error: " << line << std::endl;
+  std::cerr << prefix + "error: " + line + "\n" << std::flush;
   return code;
 }
 
@@ -262,19 +347,22 @@ int run_application(int argc, char** argv, const Application& application) {
   report_plugin_crashes();
   remember_save_signal();
   std::optional<Run> run;
+  const auto who = [&] { return run ? run->rank_prefix() : std::string(); };
   const auto where = [&] { return run ? run->position() : std::string(); };
   try {
     run.emplace(argc, argv, application);
     return run->go();
+  } catch (const PeerLost& error) {
+    return report(who(), error.what(), run->peer_lost_code());
   } catch (const Error& error) {
     const bool started = run && run->started();
-    return report(text_of(error) + (error.code() == Errc::kTraining ? "" : where()), exit_code(error, started, run && run->loading()));
+    return report(who(), text_of(error) + (error.code() == Errc::kTraining ? "" : where()), exit_code(error, started, run && run->loading()));
   } catch (const c10::Error& error) {
-    return report(std::string(error.what_without_backtrace()) + where(), 1);
+    return report(who(), std::string(error.what_without_backtrace()) + where(), 1);
   } catch (const std::exception& error) {
-    return report(text_of(error) + where(), 1);
+    return report(who(), text_of(error) + where(), 1);
   } catch (...) {
-    return report("an exception of unknown type" + where(), 1);
+    return report(who(), "an exception of unknown type" + where(), 1);
   }
 }
 

@@ -94,16 +94,38 @@ Metrics MetricSums::means(std::string_view prefix) const {
   Metrics means;
   for (const Sum& sum : sums_) {
     if (sum.weight == 0.0) continue;
-    const double total = sum.total + (sum.device_total.defined() ? sum.device_total.item<double>() : 0.0);
-    means.set(concat(prefix, sum.name), total / sum.weight);
+    means.set(concat(prefix, sum.name), total_of(sum) / sum.weight);
   }
   return means;
+}
+
+double MetricSums::total_of(const Sum& sum) { return sum.total + (sum.device_total.defined() ? sum.device_total.item<double>() : 0.0); }
+
+std::string MetricSums::names() const {
+  std::vector<std::string> names;
+  for (const Sum& sum : sums_) names.push_back(sum.name);
+  return join(names);
+}
+
+void MetricSums::append_to(std::vector<double>& numbers) const {
+  for (const Sum& sum : sums_) {
+    numbers.push_back(total_of(sum));
+    numbers.push_back(sum.weight);
+  }
+}
+
+void MetricSums::take(const double* numbers) {
+  for (Sum& sum : sums_) {
+    sum.total = *numbers++;
+    sum.weight = *numbers++;
+    sum.device_total.reset();
+  }
 }
 
 StateDict MetricSums::get_state() const {
   StateDict state;
   for (const Sum& sum : sums_) {
-    state.set(sum.name, Tuple{{sum.total + (sum.device_total.defined() ? sum.device_total.item<double>() : 0.0), sum.weight}});
+    state.set(sum.name, Tuple{{total_of(sum), sum.weight}});
   }
   return state;
 }

@@ -26,7 +26,10 @@ PluginUnderCheck plugin_of(const Arguments& arguments) {
   return {file, check_before_loading(read_plugin_file(file)), arguments.others()};
 }
 
-const std::vector<PartCheck>& part_checks(PluginKind kind) { return kind == PluginKind::kWriter ? writer_checks() : backend_checks(); }
+const std::vector<PartCheck>& part_checks(PluginKind kind) {
+  if (kind == PluginKind::kDevice) return device_checks();
+  return kind == PluginKind::kWriter ? writer_checks() : backend_checks();
+}
 
 std::vector<std::string> names_of(PluginKind kind) {
   if (kind == PluginKind::kCheckpointer) return testing::checkpointer_checks();
@@ -69,6 +72,7 @@ void try_to_make(const PluginUnderCheck& plugin, std::chrono::seconds time_limit
         case PluginKind::kCheckpointer: (void)plugin.make_checkpointer(host); break;
         case PluginKind::kWriter: (void)plugin.make_writer(host); break;
         case PluginKind::kBackend: (void)plugin.make_backend(host); break;
+        case PluginKind::kDevice: (void)plugin.make_device(host); break;
       }
       return {};
     } catch (const Error& error) {

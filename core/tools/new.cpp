@@ -19,8 +19,8 @@ namespace fs = std::filesystem;
 [[noreturn]] void refuse(const std::string& why) { throw Error(Errc::kInvalidArgument, why); }
 
 PluginKind kind_named(const std::string& kind) {
-  for (const PluginKind each : {PluginKind::kCheckpointer, PluginKind::kBackend, PluginKind::kWriter}) {
-    if (kind == to_string(each)) return each;
+  for (const PluginKind each : kPluginKinds) {
+    if (kind == to_string(each) && std::ranges::find(template_kinds(), kind) != template_kinds().end()) return each;
   }
   const std::string close = nearest(kind, template_kinds());
   refuse(concat("--kind: there is no kind '", kind, "'; ", close.empty() ? concat("it is one of ", join(template_kinds())) : concat("did you mean ", close, "?")));

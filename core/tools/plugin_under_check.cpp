@@ -51,5 +51,6 @@ Made made_of(const PluginUnderCheck& plugin, const HostContext& context, Made (P
 std::unique_ptr<AbstractCheckpointer> PluginUnderCheck::make_checkpointer(const HostContext& host) const { return made_of(*this, host, &PluginHost::make_checkpointer); }
 std::unique_ptr<Writer> PluginUnderCheck::make_writer(const HostContext& host) const { return made_of(*this, host, &PluginHost::make_writer); }
 std::unique_ptr<TrainerBackend> PluginUnderCheck::make_backend(const HostContext& host) const { return made_of(*this, host, &PluginHost::make_backend); }
+std::unique_ptr<DeviceSupport> PluginUnderCheck::make_device(const HostContext& host) const { return made_of(*this, host, &PluginHost::make_device); }
 
 }  // namespace marlin::plugin_tool

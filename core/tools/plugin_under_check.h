@@ -21,6 +21,7 @@ struct PluginUnderCheck {
   [[nodiscard]] std::unique_ptr<AbstractCheckpointer> make_checkpointer(const HostContext& host) const;
   [[nodiscard]] std::unique_ptr<Writer> make_writer(const HostContext& host) const;
   [[nodiscard]] std::unique_ptr<TrainerBackend> make_backend(const HostContext& host) const;
+  [[nodiscard]] std::unique_ptr<DeviceSupport> make_device(const HostContext& host) const;
 };
 
 /// A check of plugins that are no checkpointers, whose contract is marlin/testing's.
@@ -30,5 +31,6 @@ struct PartCheck {
 };
 [[nodiscard]] const std::vector<PartCheck>& writer_checks();
 [[nodiscard]] const std::vector<PartCheck>& backend_checks();
+[[nodiscard]] const std::vector<PartCheck>& device_checks();
 
 }  // namespace marlin::plugin_tool

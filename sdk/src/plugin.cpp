@@ -7,6 +7,7 @@ const char* to_string(PluginKind kind) noexcept {
     case PluginKind::kCheckpointer: return "checkpointer";
     case PluginKind::kBackend: return "backend";
     case PluginKind::kWriter: return "writer";
+    case PluginKind::kDevice: return "device";
   }
   return "unknown";
 }

@@ -31,7 +31,7 @@ SIGNS_OF_A_CRASH = ("terminate", "what():", "backtrace", "frame #", "Exception r
 
 def environment(**changes):
     """One thread, so that tests beside each other do not slow each other down, and nothing of the caller's that digits reads."""
-    result = {k: v for k, v in os.environ.items() if k not in ("MARLIN_PLUGIN_PATH", "TERM", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")}
+    result = {k: v for k, v in os.environ.items() if k not in ("MARLIN_PLUGIN_PATH", "TERM", "RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")}
     result["OMP_NUM_THREADS"] = "1"
     result.update(changes)
     return result

@@ -115,9 +115,9 @@ for area in ("plugins", "examples"):
     for folder in sorted(path for path in (ROOT / area).glob("*") if path.is_dir()):
         sources = files(folder.relative_to(ROOT))
         text = "".join(file.read_text() for file in sources)
-        light = "MARLIN_PLUGIN" in text and ".make_backend" not in text
+        light = "MARLIN_PLUGIN" in text and ".make_backend" not in text and ".make_device" not in text
         for file in sources:
-            check_direction(file, PARTS[:2] if light else PARTS, "a plugin that is no backend" if light else area)
+            check_direction(file, PARTS[:2] if light else PARTS, "a plugin of checkpointers or writers" if light else area)
             check_private_includes(file, folder.relative_to(ROOT))
 
 for area in (*PARTS, "plugins", "tests"):

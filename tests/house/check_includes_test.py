@@ -39,7 +39,7 @@ EXPECTED = [
     'checkpointers/src/across.cpp:1: #include "../../sdk/src/hidden.h": is not in checkpointers',
     'checkpointers/src/up.cpp:1: #include "marlin/core/c.h": checkpointers may include sdk and checkpointers only',
     'examples/e/e.cpp:2: #include "../f/f.h": is not in examples/e',
-    "plugins/p/plugin.cpp:1: #include <marlin/core/c.h>: a plugin that is no backend may include sdk and checkpointers only",
+    "plugins/p/plugin.cpp:1: #include <marlin/core/c.h>: a plugin of checkpointers or writers may include sdk and checkpointers only",
     "sdk/include/marlin/sdk/dist.h:2: #include <torch/csrc/distributed/c10d/Store.hpp>: c10d stays out of the sdk's headers",
     "sdk/include/marlin/sdk/heavy.h:2: #include <torch/torch.h>: a public header includes the LibTorch headers that it uses, not all of them",
     "sdk/include/marlin/sdk/log.h:2: #  include <spdlog/spdlog.h>: users of the package need not have spdlog",

@@ -28,7 +28,7 @@ class BuildTree(Package):
         built_in = {}
         for kind, flag in (("checkpointer", "--checkpointer"), ("backend", "--backend"), ("writer", "--writers")):
             result = run(self.build / "bin" / "digits", flag, "no_such_plugin", folder=self.work, code=2)
-            for name in re.search(r"built in: ([\w, ]+)", result.err)[1].split(", "):
+            for name in re.search(r"built in: ([\w, -]+)", result.err)[1].split(", "):
                 built_in[name] = f"is the name of a built-in {kind}; give the plugin another one"
         expect(len(built_in) >= 4, "built-in checkpointers, backends and writers", built_in)
         for name, why in [*built_in.items(), *((name, "a plugin's name consists of letters, digits, _ and -") for name in ("a b", "a;b", "a/b", "a.b", "ä", ""))]:

@@ -1,7 +1,5 @@
 #include "marlin/core/data/dataset_loader.h"
 
-#include <ATen/ops/stack.h>
-
 #include <algorithm>
 #include <numeric>
 
@@ -10,8 +8,12 @@
 namespace marlin {
 namespace {
 
-void require_examples(size_t count) {
-  if (count == 0) throw Error(Errc::kInvalidArgument, "a batch cannot be stacked from no examples: their shape is not known");
+template <class Example>
+Batch stacked(const std::vector<Example>& examples) {
+  if (examples.empty()) throw Error(Errc::kInvalidArgument, "a batch cannot be stacked from no examples: their shape is not known");
+  detail::ExampleStacker<Example> stacker(examples.size());
+  for (const Example& example : examples) stacker.add(example);
+  return stacker.batch();
 }
 
 }  // namespace
@@ -28,29 +30,9 @@ Batch to_batch(torch::data::TensorExample stacked) {
   return batch;
 }
 
-Batch to_batch(const std::vector<torch::data::Example<>>& examples) {
-  require_examples(examples.size());
-  std::vector<at::Tensor> data, targets;
-  data.reserve(examples.size());
-  targets.reserve(examples.size());
-  for (const torch::data::Example<>& example : examples) {
-    data.push_back(example.data);
-    targets.push_back(example.target);
-  }
-  Batch batch;
-  batch.tensors = {at::stack(data), at::stack(targets)};
-  return batch;
-}
+Batch to_batch(const std::vector<torch::data::Example<>>& examples) { return stacked(examples); }
 
-Batch to_batch(const std::vector<torch::data::TensorExample>& examples) {
-  require_examples(examples.size());
-  std::vector<at::Tensor> data;
-  data.reserve(examples.size());
-  for (const torch::data::TensorExample& example : examples) data.push_back(example.data);
-  Batch batch;
-  batch.tensors = {at::stack(data)};
-  return batch;
-}
+Batch to_batch(const std::vector<torch::data::TensorExample>& examples) { return stacked(examples); }
 
 namespace detail {
 

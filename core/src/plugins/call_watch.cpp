@@ -1,5 +1,7 @@
 #include "call_watch.h"
 
+#include <signal.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -24,7 +26,12 @@ CallWatch::~CallWatch() {
 void CallWatch::add(std::weak_ptr<const Seam> seam) {
   const std::lock_guard lock(mutex_);
   watched_.push_back({std::move(seam), limit_});
-  if (!thread_.joinable()) thread_ = std::thread([this] { watch(); });
+  if (thread_.joinable()) return;
+  sigset_t all, before;  // signals are for the threads of the program
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  thread_ = std::thread([this] { watch(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 // A call that begins should cost nothing, so nobody is told of it: a few looks in the time of the limit find those that last.

@@ -2,6 +2,10 @@
 
 #include <utility>
 
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include "marlin/core/communicator.h"
 #include "marlin/sdk/error.h"
 
 namespace marlin {
@@ -53,7 +57,7 @@ class GuardedBackend final : public TrainerBackend {
   ~GuardedBackend() override { destroy(*seam_, backend_); }
 
   void init(const BackendSetup& setup) override {
-    seam_->call("init", Watch::kCall, [&] { backend_->init(setup); });
+    unless_lost("init", [&] { backend_->init(setup); });
   }
   EpochResult train(DataLoader& loader, int64_t epoch, int64_t steps_done, StepListener& listener) override {
     return seam_->call("train", Watch::kNothing, [&] { return backend_->train(loader, epoch, steps_done, listener); }, Seam::Phase::kShared);
@@ -67,14 +71,21 @@ class GuardedBackend final : public TrainerBackend {
   int64_t batches_completed() const override {
     return call("batches_completed", [&] { return backend_->batches_completed(); });
   }
+  int64_t skipped_steps() const override {
+    return call("skipped_steps", [&] { return backend_->skipped_steps(); });
+  }
   StateDict get_state() const override {
-    return seam_->call("get_state", Watch::kCall, [&] { return backend_->get_state(); });
+    StateDict state;
+    unless_lost("get_state", [&] { state = backend_->get_state(); });
+    return state;
   }
   std::vector<std::string> differences(const StateDict& state) const override {
-    return seam_->call("differences", Watch::kCall, [&] { return backend_->differences(state); });
+    std::vector<std::string> found;
+    unless_lost("differences", [&] { found = backend_->differences(state); });
+    return found;
   }
   void update_state(const StateDict& state) override {
-    seam_->call("update_state", Watch::kCall, [&] { backend_->update_state(state); });
+    unless_lost("update_state", [&] { backend_->update_state(state); });
   }
 
  private:
@@ -82,11 +93,48 @@ class GuardedBackend final : public TrainerBackend {
   std::invoke_result_t<Body> call(const char* name, Body&& body) const {
     return seam_->call(name, Watch::kNothing, body);
   }
+  // That a rank is lost is not the plugin's fault, and stays what it is.
+  template <class Body>
+  void unless_lost(const char* name, const Body& body) const {
+    std::exception_ptr lost;
+    seam_->call(name, Watch::kCall, [&] {
+      try {
+        body();
+      } catch (const PeerLost&) {
+        lost = std::current_exception();
+      }
+    });
+    if (lost) std::rethrow_exception(lost);
+  }
   std::shared_ptr<const Seam> seam_;
   std::unique_ptr<TrainerBackend> backend_;
 };
 
+class GuardedDevice final : public DeviceSupport {
+ public:
+  GuardedDevice(std::shared_ptr<const Seam> seam, std::unique_ptr<DeviceSupport> device) : seam_(std::move(seam)), device_(std::move(device)) {}
+  ~GuardedDevice() override { destroy(*seam_, device_); }
+
+  int num_devices() override {
+    return seam_->call("num_devices", Watch::kCall, [&] { return device_->num_devices(); });
+  }
+  void use(int index) override {
+    seam_->call("use", Watch::kCall, [&] { device_->use(index); });
+  }
+  ProcessGroupPtr make_process_group(const StorePtr& store, int rank, int size, std::chrono::milliseconds limit) override {
+    return seam_->call("make_process_group", Watch::kCall, [&] { return device_->make_process_group(store, rank, size, limit); });
+  }
+
+ private:
+  std::shared_ptr<const Seam> seam_;
+  std::unique_ptr<DeviceSupport> device_;
+};
+
 }  // namespace
+
+std::unique_ptr<DeviceSupport> guarded_device(std::shared_ptr<const Seam> seam, std::unique_ptr<DeviceSupport> device) {
+  return std::make_unique<GuardedDevice>(std::move(seam), std::move(device));
+}
 
 std::unique_ptr<Writer> guarded_writer(std::shared_ptr<const Seam> seam, std::unique_ptr<Writer> writer) {
   return std::make_unique<GuardedWriter>(std::move(seam), std::move(writer));

@@ -57,13 +57,14 @@ bool is_the_hosts(const std::string& option) {
 }  // namespace
 
 const std::vector<std::string>& built_in_names(PluginKind kind) {
-  static const std::vector<std::string> kCheckpointers = {"default"}, kBackends = {"sp"}, kWriters = {"stdout", "jsonl"};
+  static const std::vector<std::string> kCheckpointers = {"default"}, kBackends = {"sp", "sp-amp", "ddp", "ddp-amp"}, kWriters = {"stdout", "jsonl"}, kDevices = {"auto", "cpu"};
   switch (kind) {
     case PluginKind::kCheckpointer: return kCheckpointers;
     case PluginKind::kBackend: return kBackends;
-    case PluginKind::kWriter: break;
+    case PluginKind::kWriter: return kWriters;
+    case PluginKind::kDevice: break;
   }
-  return kWriters;
+  return kDevices;
 }
 
 std::string plugin_file_name(const std::string& name) { return concat(kPrefix, name, kSuffix); }
@@ -78,9 +79,10 @@ const char* flag_of(PluginKind kind) {
   switch (kind) {
     case PluginKind::kCheckpointer: return "--checkpointer";
     case PluginKind::kBackend: return "--backend";
-    case PluginKind::kWriter: break;
+    case PluginKind::kWriter: return "--writers";
+    case PluginKind::kDevice: break;
   }
-  return "--writers";
+  return "--device";
 }
 
 PluginKind check_before_loading(const PluginFile& file) {
@@ -88,7 +90,7 @@ PluginKind check_before_loading(const PluginFile& file) {
   if (const auto differences = build_differences(file)) refuse(what, *differences);
   check_names(what, file);
   if (file.kinds.size() != 1) {
-    refuse(what, concat("its descriptor sets ", file.kinds.size(), " of make_checkpointer, make_backend and make_writer; it must set exactly one"));
+    refuse(what, concat("its descriptor sets ", file.kinds.size(), " of make_checkpointer, make_backend, make_writer and make_device; it must set exactly one"));
   }
   const PluginKind kind = file.kinds.front();
   const auto& taken = built_in_names(kind);

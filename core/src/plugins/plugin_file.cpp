@@ -61,7 +61,7 @@ void read_descriptor(PluginFile& plugin, const std::string& bytes) {
     const auto kinds = from<uint32_t>(plugin.path, bytes, offsetof(PluginDescriptor, kinds));
     plugin.name = from<PluginText>(plugin.path, bytes, offsetof(PluginDescriptor, info) + offsetof(PluginInfo, name)).view();
     plugin.version = from<PluginText>(plugin.path, bytes, offsetof(PluginDescriptor, info) + offsetof(PluginInfo, version)).view();
-    for (const PluginKind kind : {PluginKind::kCheckpointer, PluginKind::kBackend, PluginKind::kWriter}) {
+    for (const PluginKind kind : kPluginKinds) {
       if (kinds >> static_cast<unsigned>(kind) & 1) plugin.kinds.push_back(kind);
     }
     return;

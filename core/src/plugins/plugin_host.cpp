@@ -198,4 +198,9 @@ std::unique_ptr<TrainerBackend> PluginHost::make_backend(const LoadedPlugin& plu
   return guarded_backend(seam_of(plugin), std::move(backend));
 }
 
+std::unique_ptr<DeviceSupport> PluginHost::make_device(const LoadedPlugin& plugin, const Options& options) {
+  std::unique_ptr<DeviceSupport> device(made(plugin, PluginKind::kDevice, "make_device", plugin.descriptor->info.make_device, options));
+  return guarded_device(seam_of(plugin), std::move(device));
+}
+
 }  // namespace marlin

@@ -301,7 +301,7 @@ TEST_F(PluginHostTest, APluginOfAnotherKindSaysWhichFlagItIsFor) {
   EXPECT_THAT(refusal([&] { (void)host.load("good", PluginKind::kBackend); }), HasSubstr("is a checkpointer, not a backend"));
   EXPECT_THAT(refusal([&] { (void)host.make_writer(plugin, Options()); }), HasSubstr("is a checkpointer, not a writer"));
   EXPECT_THAT(refusal([&] { (void)host.make_backend(plugin, Options()); }), HasSubstr("is a checkpointer, not a backend"));
-  EXPECT_THAT(refusal_of("two_kinds"), HasSubstr("its descriptor sets 2 of make_checkpointer, make_backend and make_writer; it must set exactly one"));
+  EXPECT_THAT(refusal_of("two_kinds"), HasSubstr("its descriptor sets 2 of make_checkpointer, make_backend, make_writer and make_device; it must set exactly one"));
 }
 
 TEST_F(PluginHostTest, AnOptionTableThatIsNotInOrderIsRefusedWithAllOfIt) {

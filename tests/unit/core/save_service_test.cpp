@@ -1,4 +1,4 @@
-#include "save_service.h"
+#include "trainer/save_service.h"
 
 #include <gmock/gmock.h>
 #include <torch/torch.h>

@@ -1,5 +1,5 @@
 // Promise: a run with max_seconds stops while there is time to save, by what saves and steps were measured to cost.
-#include "time_limit.h"
+#include "trainer/time_limit.h"
 
 #include <gtest/gtest.h>
 

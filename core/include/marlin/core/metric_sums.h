@@ -33,6 +33,13 @@ class MARLIN_ABI MetricSums {
   /// `prefix` + name -> sum / weight, names without any weight left out.
   [[nodiscard]] Metrics means(std::string_view prefix) const;
 
+  /// Names in their order, joined by ", ".
+  [[nodiscard]] std::string names() const;
+  /// Sum and weight of each name, in their order. What is summed on a device is read.
+  void append_to(std::vector<double>& numbers) const;
+  /// Takes what append_to() gave, of the same names. @param numbers two for each name.
+  void take(const double* numbers);
+
   /// Name -> (sum, weight). What is summed on a device is read.
   [[nodiscard]] StateDict get_state() const;
   /// Goes on from there: what is then added comes to what it would have come to; of values on the CPU bit for bit.
@@ -46,6 +53,7 @@ class MARLIN_ABI MetricSums {
     at::Tensor device_total;  // float64 where the device has it; undefined: nothing was summed on a device
   };
   Sum& sum(std::string_view name);
+  [[nodiscard]] static double total_of(const Sum& sum);
 
   std::vector<Sum> sums_;
 };

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "marlin/core/device_support.h"
 #include "marlin/core/trainer_backend.h"
 #include "marlin/sdk/abi.h"
 #include "marlin/sdk/checkpointer.h"
@@ -61,6 +62,7 @@ class MARLIN_ABI PluginHost {
   [[nodiscard]] std::unique_ptr<AbstractCheckpointer> make_checkpointer(const LoadedPlugin& plugin, const Options& options);
   [[nodiscard]] std::unique_ptr<Writer> make_writer(const LoadedPlugin& plugin, const Options& options);
   [[nodiscard]] std::unique_ptr<TrainerBackend> make_backend(const LoadedPlugin& plugin, const Options& options);
+  [[nodiscard]] std::unique_ptr<DeviceSupport> make_device(const LoadedPlugin& plugin, const Options& options);
 
   /// The folders that are searched, whether they exist or not.
   [[nodiscard]] std::vector<std::string> folders() const;

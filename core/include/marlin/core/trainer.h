@@ -71,9 +71,12 @@ struct TrainerServices {
   std::unique_ptr<Progress> progress = {};          ///< Null: nothing is shown.
   std::function<std::chrono::steady_clock::time_point()> clock = std::chrono::steady_clock::now;  ///< For `period_seconds` and `max_seconds`.
   std::optional<std::chrono::steady_clock::time_point> began = {};  ///< What `max_seconds` counts from. Unset: the Trainer's construction.
-  std::function<void()> before_training = {};       ///< Called by train() when all is set up and before anything on disk is changed.
+  std::shared_ptr<Communicator> ranks = {};         ///< Null: the run is one process. Else all ranks make the same calls to their Trainers; see below.
+  std::function<void()> before_training = {};       ///< Called by train() when all is set up, and on all ranks before anything on disk is changed.
 };
 
+class Agreement;
+class Communicator;
 class SaveService;
 class TimeLimit;
 struct EpochProgress;
@@ -83,10 +86,17 @@ using Checkpointers = std::vector<std::unique_ptr<AbstractCheckpointer>>;
 /// Trains a module: epochs, validation, save points, resume. Installs no signal handler, ends no process, touches no global
 /// state; several Trainers may live in one process, each used from one thread (stop() from any). One exception: checkpoints
 /// keep the state of LibTorch's default CPU generator, and a resume sets it, so that random numbers go on as they would have.
+///
+/// With several ranks each has a Trainer, made with the same options, and calls train(), validate(), save_checkpoint() and
+/// save_model_checkpoint() when the others do. stop() and request_save() on one rank hold for all, at the same step. Rank 0 decides on saves, writes,
+/// has the writers and shows the progress; the other ranks' checkpointers and writers are not used. What rank 0 resumes from is
+/// sent to all, random numbers of each rank included; it alone reads `init_from`. RunResult's `checkpoint` and `last_save_failed` are known on rank 0 only. An exception
+/// on one rank ends all, with a PeerLost that holds its message on the others, and nothing is saved then. A loader that waits for data is not interrupted
+/// by a stop. Saves are not asked for from within train_step, val_step or on_end_backward, which ranks call at times of their own.
 /// @par Source pymarlin core/trainer.py. Differs: a resume that finds nothing is an error, and everything is looked at before anything is applied.
 class MARLIN_ABI Trainer {
  public:
-  /// @param backend null: "sp". @param checkpointers empty: one DefaultCheckpointer with its defaults.
+  /// @param backend null: "sp", or with several ranks "ddp". @param checkpointers empty: one DefaultCheckpointer with its defaults.
   /// @throws Error kInvalidArgument: an option is out of its range, the module is null.
   Trainer(std::shared_ptr<ModuleInterface> module, std::unique_ptr<TrainerBackend> backend, Checkpointers checkpointers,
           TrainerOptions options, TrainerServices services = {});
@@ -145,6 +155,32 @@ class MARLIN_ABI Trainer {
   class TrainListener;
   class ValListener;
 
+  RunResult train_here();
+  Metrics validate_here();
+  template <class Call>
+  auto telling_others(const Call& call) {
+    try {
+      return call();
+    } catch (...) {
+      tell_others();
+      throw;
+    }
+  }
+  void tell_others() const noexcept;
+  [[nodiscard]] int rank() const noexcept;
+  [[nodiscard]] int world_size() const noexcept;
+  [[nodiscard]] bool is_main() const noexcept { return rank() == 0; }
+  [[nodiscard]] bool is_alone() const noexcept { return agreement_ == nullptr; }
+  [[nodiscard]] Wishes take_wishes();
+  void agree();
+  [[nodiscard]] Wishes meet(const std::string& where, const Wishes& wishes);
+  void follow_main();
+  void take_agreed(const Wishes& wishes);
+  [[nodiscard]] bool take_save_request();
+  void share(Checkpoint& resumed);
+  [[nodiscard]] StateDict generators_to_save() const;
+  void gather_generators(bool wanted);
+
   void set_up();
   template <class Call> auto while_loading(const Call& call);
   void make_loaders();
@@ -197,7 +233,8 @@ class MARLIN_ABI Trainer {
   [[nodiscard]] int64_t model_index() const;
   void save_after_step();
   [[nodiscard]] double seconds_since_save(size_t place) const;
-  [[nodiscard]] bool is_worth_asking(size_t place) const;
+  [[nodiscard]] bool is_worth_asking(size_t place, int64_t step) const;
+  [[nodiscard]] std::vector<size_t> places_due(const SavePoint& point, std::vector<std::string>& written, std::optional<Error>& told_wrong);
   [[nodiscard]] bool is_to_be_tried_again(size_t place) const;
   void save_now(size_t place, const Checkpoint& checkpoint, const SavePoint& point, std::vector<std::string>& written);
   [[nodiscard]] bool is_due(size_t place, const SavePoint& point, std::vector<std::string>& written, std::optional<Error>& told_wrong);
@@ -214,6 +251,9 @@ class MARLIN_ABI Trainer {
   TrainerServices services_;
   std::atomic<bool> stop_ = false, save_requested_ = false;
   std::atomic<int> stop_signal_ = 0;
+  std::unique_ptr<Agreement> agreement_;   // null: one process
+  Wishes agreed_;                          // as of the last exchange
+  List rank_generators_;                   // on rank 0, for the save that is being made: the generators of all ranks
 
   bool set_up_ = false;
   at::Device device_ = at::kCPU;

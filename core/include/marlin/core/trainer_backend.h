@@ -13,6 +13,18 @@
 
 namespace marlin {
 
+class Communicator;
+
+/// What a rank wants of the run, or what any of the ranks wants of it.
+struct Wishes {
+  bool stop = false;          ///< Somebody asked for the run to stop.
+  bool out_of_time = false;   ///< max_seconds are up.
+  bool save = false;          ///< Somebody asked for a save.
+  bool ask = false;           ///< A checkpointer is to be asked whether it wants to save.
+  int signal = 0;             ///< Number of the signal that asked for the stop; 0: none. Range: 0 to 127.
+  [[nodiscard]] bool ends_run() const noexcept { return stop || out_of_time; }
+};
+
 /// What a backend works with. Everything lives longer than the backend's use of it.
 struct BackendSetup {
   ModuleInterface* module = nullptr;
@@ -25,17 +37,22 @@ struct BackendSetup {
   bool clip_grads = true;
   double max_grad_norm = 1.0;                          ///< 2-norm over all parameters that the step's optimizer moves.
   Logger* logger = &null_logger();
+  Communicator* ranks = nullptr;                       ///< Null: the run is one process.
+  /// What this rank wants of the run at this moment.
+  std::function<Wishes()> wishes = [] { return Wishes(); };
   /// To be called right before an optimizer changes parameters or its own state: a save may still be reading them.
   std::function<void()> before_optimizer_step = [] {};
 };
 
-/// One optimizer step, as a listener hears of it.
+/// One optimizer step, as a listener hears of it; with several ranks over all of them, and the same on all.
 struct StepReport {
   int64_t epoch = 0;
   int64_t global_step = 0;           ///< Completed, with this one.
   double loss = 0.0;
   const MetricSums* metrics = nullptr;  ///< Of this step; names without prefix. Valid during the call.
   const std::vector<at::Tensor>* outputs = nullptr;  ///< What the step returned as outputs, joined. Valid during the call.
+  bool skipped = false;              ///< Its gradients overflowed, so no optimizer has stepped; global_step is as before.
+  Wishes wishes;
 };
 
 /// Hears of steps while an epoch runs.
@@ -71,6 +88,7 @@ class MARLIN_ABI TrainerBackend {
 
   [[nodiscard]] virtual int64_t global_step_completed() const = 0;   ///< Optimizer steps.
   [[nodiscard]] virtual int64_t batches_completed() const = 0;       ///< Micro-batches.
+  [[nodiscard]] virtual int64_t skipped_steps() const;               ///< Steps left out because of an overflow; not among global_step_completed().
   /// "global_step_completed", "batches_completed".
   [[nodiscard]] virtual StateDict get_state() const = 0;
   /// What keeps update_state() from taking such a state, one sentence each. Default: nothing.

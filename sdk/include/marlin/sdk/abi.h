@@ -7,5 +7,5 @@
 
 namespace marlin {
 /// Raised with every change of a class or struct in the sdk headers. A plugin of another number is refused.
-inline constexpr unsigned kPluginAbi = 3;
+inline constexpr unsigned kPluginAbi = 4;
 }  // namespace marlin

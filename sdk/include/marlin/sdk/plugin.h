@@ -20,6 +20,7 @@
 namespace marlin {
 
 class AbstractCheckpointer;
+class DeviceSupport;
 class TrainerBackend;
 class Writer;
 
@@ -55,6 +56,7 @@ struct PluginInfo {
   AbstractCheckpointer* (*make_checkpointer)(HostContext& host, const Options& options) = nullptr;
   TrainerBackend* (*make_backend)(HostContext& host, const Options& options) = nullptr;
   Writer* (*make_writer)(HostContext& host, const Options& options) = nullptr;
+  DeviceSupport* (*make_device)(HostContext& host, const Options& options) = nullptr;
 };
 
 /// How a library was built. The first six must agree between a plugin and its host; they stay where they are for ever, so that any
@@ -96,8 +98,9 @@ struct BuildFacts {
   PluginText torch = PluginText::cut(TORCH_VERSION);
 };
 
-enum class PluginKind : uint8_t { kCheckpointer, kBackend, kWriter };
-[[nodiscard]] MARLIN_ABI const char* to_string(PluginKind kind) noexcept;  ///< "checkpointer", "backend" or "writer"
+enum class PluginKind : uint8_t { kCheckpointer, kBackend, kWriter, kDevice };
+inline constexpr PluginKind kPluginKinds[] = {PluginKind::kCheckpointer, PluginKind::kBackend, PluginKind::kWriter, PluginKind::kDevice};
+[[nodiscard]] MARLIN_ABI const char* to_string(PluginKind kind) noexcept;  ///< "checkpointer", "backend", "writer" or "device"
 
 /// The exported descriptor. Plain data, constant-initialised: the host reads it before it calls anything.
 struct PluginDescriptor {
@@ -111,7 +114,7 @@ struct PluginDescriptor {
 [[nodiscard]] consteval PluginDescriptor describe(const PluginInfo& info) {
   const auto bit = [](PluginKind kind) { return 1U << static_cast<unsigned>(kind); };
   const uint32_t kinds = (info.make_checkpointer ? bit(PluginKind::kCheckpointer) : 0) | (info.make_backend ? bit(PluginKind::kBackend) : 0) |
-                         (info.make_writer ? bit(PluginKind::kWriter) : 0);
+                         (info.make_writer ? bit(PluginKind::kWriter) : 0) | (info.make_device ? bit(PluginKind::kDevice) : 0);
   return {.kinds = kinds, .info = info};
 }
 

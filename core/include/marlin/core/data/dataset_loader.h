@@ -19,6 +19,7 @@
 #include "marlin/core/data/epoch_order.h"
 #include "marlin/core/data/sample_context.h"
 #include "marlin/core/data/sampler.h"
+#include "marlin/core/data/tensor_stacker.h"
 #include "marlin/sdk/error.h"
 
 namespace marlin {
@@ -51,9 +52,39 @@ namespace detail {
 /// @throws Error kInvalidArgument for several threads on a data set that cannot be copied.
 MARLIN_ABI void check_workers(int64_t num_workers, bool copyable);
 
+/// Stacks examples as they come: data and target along a new first dimension.
+template <class Example>
+class ExampleStacker;
+
+template <>
+class ExampleStacker<torch::data::Example<>> {
+ public:
+  explicit ExampleStacker(size_t count) : data_(static_cast<int64_t>(count)), target_(static_cast<int64_t>(count)) {}
+  void add(const torch::data::Example<>& example) {
+    data_.add(example.data);
+    target_.add(example.target);
+  }
+  [[nodiscard]] Batch batch() { return to_batch(torch::data::Example<>(data_.stacked(), target_.stacked())); }
+
+ private:
+  TensorStacker data_, target_;
+};
+
+template <>
+class ExampleStacker<torch::data::TensorExample> {
+ public:
+  explicit ExampleStacker(size_t count) : data_(static_cast<int64_t>(count)) {}
+  void add(const torch::data::TensorExample& example) { data_.add(example.data); }
+  [[nodiscard]] Batch batch() { return to_batch(torch::data::TensorExample(data_.stacked())); }
+
+ private:
+  TensorStacker data_;
+};
+
 using Indices = c10::ArrayRef<size_t>;
 template <class Dataset> concept ReadsWithContext = requires(Dataset& set, SampleContext& context) { set.get(context); };
 template <class Dataset> concept ReadsBatches = requires(Dataset& set, Indices indices) { set.get_batch(indices); };
+template <class Dataset> constexpr bool kGivesBatches = ReadsBatches<Dataset> && !ReadsWithContext<Dataset>;
 template <class Dataset> concept ReadsByIndex = requires(Dataset& set, size_t index) { set.get(index); };
 
 /// One sample of a data set of any sort.
@@ -63,10 +94,27 @@ template <class Dataset>
   else return dataset.get(static_cast<size_t>(context.index()));
 }
 
+template <class Dataset> using SampleOf = std::decay_t<decltype(read_sample(std::declval<Dataset&>(), std::declval<SampleContext&>()))>;
+
+/// Gives the samples of a job to `take(SampleOf<Dataset>&&)`, in order. @throws Error kTraining that names the sample and the cause.
+template <class Dataset, class Take>
+void for_each_sample(Dataset& dataset, const BatchJob& job, SampleContext& context, const Take& take) {
+  for (const size_t index : job.indices) {
+    context.move_to(job.seed, job.epoch, static_cast<int64_t>(index));
+    std::optional<SampleOf<Dataset>> sample;
+    try {
+      sample.emplace(read_sample(dataset, context));
+    } catch (...) {
+      throw_sample_error(context.index(), job.epoch);
+    }
+    take(std::move(*sample));
+  }
+}
+
 /// The samples of a job, as a data set of that sort gives them. @throws Error kTraining that names the sample and the cause.
 template <class Dataset>
 [[nodiscard]] auto read_samples(Dataset& dataset, const BatchJob& job, SampleContext& context) {
-  if constexpr (ReadsBatches<Dataset> && !ReadsWithContext<Dataset>) {
+  if constexpr (kGivesBatches<Dataset>) {
     std::string cause;
     try {
       return dataset.get_batch(job.indices);
@@ -82,16 +130,9 @@ template <class Dataset>
     }
     throw_samples_error(job.indices, job.epoch, "", cause);
   } else {
-    std::vector<std::decay_t<decltype(read_sample(dataset, context))>> samples;
+    std::vector<SampleOf<Dataset>> samples;
     samples.reserve(job.indices.size());
-    for (const size_t index : job.indices) {
-      context.move_to(job.seed, job.epoch, static_cast<int64_t>(index));
-      try {
-        samples.push_back(read_sample(dataset, context));
-      } catch (...) {
-        throw_sample_error(context.index(), job.epoch);
-      }
-    }
+    for_each_sample(dataset, job, context, [&samples](SampleOf<Dataset>&& sample) { samples.push_back(std::move(sample)); });
     return samples;
   }
 }
@@ -124,6 +165,9 @@ class DatasetLoader final : public DataLoader {
   using Collate = std::function<Batch(BatchType&&)>;
   /// Whether to_batch() knows the type, so that no collate function is needed.
   static constexpr bool kKnownBatchType = requires(BatchType batch) { to_batch(std::move(batch)); };
+  /// Whether samples are stacked as they are read.
+  static constexpr bool kStacked = !detail::kGivesBatches<Dataset> && (std::is_same_v<BatchType, std::vector<torch::data::Example<>>> ||
+                                                                       std::is_same_v<BatchType, std::vector<torch::data::TensorExample>>);
   static constexpr bool kCopyable = std::is_copy_constructible_v<Dataset>;
 
   /// @throws Error kInvalidArgument: size unknown or 0, batch_size < 1, a rank out of range, no collate function where one is needed,
@@ -194,18 +238,32 @@ class DatasetLoader final : public DataLoader {
   // Called from the reading threads.
   [[nodiscard]] detail::ReadBatch read(detail::BatchJob& job, size_t worker, SampleContext& context) const {
     Dataset& dataset = worker < copies_.size() ? *copies_[worker] : dataset_;
-    BatchType samples = detail::read_samples(dataset, job, context);
-    return {detail::dataset_batch(collate(std::move(samples), job), job.slice), {}, false};
+    return {detail::dataset_batch(read_batch(dataset, job, context), job.slice), {}, false};
   }
 
-  [[nodiscard]] Batch collate(BatchType&& samples, const detail::BatchJob& job) const {
-    try {
+  [[nodiscard]] Batch read_batch(Dataset& dataset, const detail::BatchJob& job, SampleContext& context) const {
+    if constexpr (kStacked) {
+      if (!collate_) {
+        detail::ExampleStacker<typename BatchType::value_type> stacker(job.indices.size());
+        detail::for_each_sample(dataset, job, context, [&stacker](const auto& sample) { stacker.add(sample); });
+        return made_of(job, [&stacker] { return stacker.batch(); });
+      }
+    }
+    BatchType samples = detail::read_samples(dataset, job, context);
+    return made_of(job, [&] {
       if (collate_) return collate_(std::move(samples));
       if constexpr (kKnownBatchType) return to_batch(std::move(samples));
+      else return Batch();  // the constructor has refused this
+    });
+  }
+
+  template <class Make>
+  static Batch made_of(const detail::BatchJob& job, const Make& make) {
+    try {
+      return make();
     } catch (...) {
       detail::throw_samples_error(job.indices, job.epoch, "they cannot be made a batch: ", detail::current_exception_text());
     }
-    return {};  // the constructor has refused this
   }
 
   mutable Dataset dataset_;
