@@ -43,8 +43,12 @@ void require(bool ok, const std::string& what) {
 
 void run_interleaved(std::vector<Contender>& contenders, int blocks) {
   for (Contender& contender : contenders) static_cast<void>(contender.block());
+  // There and back: nobody always comes right after the same other one, whose caches and warm cores he would find.
   for (int i = 0; i < blocks; ++i) {
-    for (Contender& contender : contenders) contender.seconds.push_back(contender.block());
+    for (size_t k = 0; k < contenders.size(); ++k) {
+      Contender& contender = contenders[i % 2 == 0 ? k : contenders.size() - 1 - k];
+      contender.seconds.push_back(contender.block());
+    }
   }
 }
 
@@ -122,7 +126,7 @@ bool print_at_least(const std::string& bench_case, const std::string& what, doub
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a figure is there to read once it is known, also in a file
   using namespace marlin::bench;
-  const std::map<std::string, bool (*)()> cases = {{"checkpoint", checkpoint}, {"loader", loader}, {"optimizer", optimizer}, {"overhead", overhead}, {"plugin", plugin}, {"retention", retention}};
+  const std::map<std::string, bool (*)()> cases = {{"checkpoint", checkpoint}, {"ddp", ddp}, {"loader", loader}, {"optimizer", optimizer}, {"overhead", overhead}, {"plugin", plugin}, {"retention", retention}};
   const auto usage = [&](const std::string& problem) {
     std::fprintf(stderr, "%susage: marlin_bench CASE... [--dir FOLDER] [--peers] [--blocks N]; there are:", problem.c_str());
     for (const auto& [name, run] : cases) std::fprintf(stderr, " %s", name.c_str());

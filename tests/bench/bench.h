@@ -47,6 +47,7 @@ bool print_at_least(const std::string& bench_case, const std::string& what, doub
 
 /// The cases. @return whether every bound holds.
 bool checkpoint();
+bool ddp();
 bool loader();
 bool overhead();
 bool optimizer();

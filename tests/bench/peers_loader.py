@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What Python's DataLoader takes for work that marlin_bench times. Usage: peers_loader.py
+"""What Python's DataLoader takes for work that marlin_bench times. Usage: peers_loader.py blur|shift
 
 Says on one line what it works with. Then answers every line of standard input, the name of one of the blocks below, with a line of
 its own: the seconds a sample that the block took, or the checksum.
@@ -14,15 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-IMAGES, SIDE, BATCH = 4096, 64, 64
+BATCH = 64
 
 
-def transform(image):
-    """The operators that loader_workers.cpp uses."""
+def blur(image):
     image = image.flip(2).roll((3, -5), (1, 2))
     image = image * 0.75 + F.avg_pool2d(image, 5, 1, 2) * 0.25
     image = image.pow(0.8)
     return (image - image.mean()) / (image.std() + 1e-5)
+
+
+def shift(image):
+    return image.flip(2).roll((3, -5), (1, 2)).sub_(0.1307).div_(0.3081)
+
+
+# The operators and sizes that loader_workers.cpp uses.
+IMAGES, SIDE, transform = {"blur": (4096, 64, blur), "shift": (32768, 28, shift)}[sys.argv[1]]
 
 
 class Images(Dataset):
