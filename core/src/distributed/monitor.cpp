@@ -23,8 +23,8 @@ using namespace std::chrono_literals;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
 constexpr auto kForever = std::chrono::milliseconds(std::chrono::hours(24 * 365));
-constexpr auto kAnswer = 800ms;     // for a monitor to say that it is there, on a busy machine, too
-constexpr auto kHear = 500ms;       // for the others to hear the verdict before their store goes
+constexpr auto kAnswer = 1100ms;    // for a monitor to say that it is there, on a busy machine, too
+constexpr auto kHear = 900ms;       // for the others to hear the verdict before their store goes
 constexpr auto kVerdict = 2000ms;   // for a verdict, if the store answers
 constexpr auto kTold = 1000ms;      // for all to be told that this rank has failed
 constexpr auto kLook = 100ms;       // between two looks at a verdict while waiting at the store
@@ -215,6 +215,7 @@ Monitor::~Monitor() {
         state.talking->set(key("verdict", rank), "");
         state.talking->set(key("ask", rank), "");
       }
+      if (state.ending && state.serves) wait_for(*state.talking, state.keys_of_others("heard"), kHear);
     } catch (const std::exception&) {  // the store has gone first, and the thread with it
     }
   }
@@ -228,7 +229,10 @@ Monitor::~Monitor() {
 }
 
 bool Monitor::has_verdict() const { return state_->has_verdict; }
-bool Monitor::has_left(int rank) const { return state_->talking->check({key("bye", rank)}); }
+
+std::function<bool()> Monitor::has_left(int rank) const {
+  return [state = state_, rank] { return state->talking->check({key("bye", rank)}); };
+}
 
 void Monitor::check() {
   if (has_verdict()) state_->throw_verdict();

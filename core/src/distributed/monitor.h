@@ -30,7 +30,8 @@ class Monitor {
   };
   /// Connects to the store again, twice. @throws c10::Error
   Monitor(const Rendezvous& rendezvous, Options options);
-  /// A run that has ended well: rank 0, if it serves the store, waits until the others have ended, too, at most for the limit. Else: at once.
+  /// A run that has ended well: rank 0, if it serves the store, waits until the others have ended, too, at most for the limit, and until those that have
+  /// not know that they are not lost. Else: at once.
   ~Monitor();
   Monitor(const Monitor&) = delete;
   Monitor& operator=(const Monitor&) = delete;
@@ -40,8 +41,9 @@ class Monitor {
   /// @throws PeerLost: there is a verdict.
   void check();
   [[nodiscard]] bool has_verdict() const;
-  /// Whether that rank has made all its calls. @throws c10::Error
-  [[nodiscard]] bool has_left(int rank) const;
+  /// What tells whether that rank has made all its calls. May be called when the monitor is gone, and from a thread of its own, as it may hang. @throws
+  /// c10::Error
+  [[nodiscard]] std::function<bool()> has_left(int rank) const;
   /// For when the peers do not do their part. @throws PeerLost, within 2 s.
   [[noreturn]] void find_out(Saw saw);
   /// The same from another thread than the main one, which is stuck: ends with a verdict, and on_stuck.

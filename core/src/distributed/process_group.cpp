@@ -5,8 +5,11 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
 #include <algorithm>
-#include <exception>
+#include <atomic>
 #include <cstring>
+#include <exception>
+#include <functional>
+#include <memory>
 #include <thread>
 #include <utility>
 
@@ -33,7 +36,9 @@ constexpr auto kSlice = 50ms;    // of waiting, between two looks at the verdict
 constexpr auto kLook = 1ms;      // between two looks at the store
 constexpr int64_t kPiece = 64 << 20;  // bytes that are sent in one call, for each call has the time limit
 constexpr int64_t kKeptKeys = 100;  // of follow(): nobody is that many calls behind
-constexpr auto kSlack = 1000ms;  // Gloo ends a call at the time limit, or a little later, or (seldom) never
+constexpr auto kProbe = 500ms;   // of waiting, until peers are probed; then twice as long each time
+constexpr int kProbeTag = 1;     // of what nobody sends
+constexpr auto kSlack = 500ms;   // Gloo ends a call at the time limit, or a little later, or (seldom) never
 
 // Its elements have changed, for autograd and for who copies it in the background. (c10d does not say so.)
 void bump_version(const at::Tensor& tensor) {
@@ -154,18 +159,15 @@ class ProcessGroup final : public Communicator {
   void follow(int root) override {
     check_root(root, size_);
     begin_call();
-    const std::string key = concat("follow/", follows_++);
+    // Root may take as long as it likes: the store answers meanwhile. Where that is cut off, a question to it hangs, and the thread with it.
+    const auto questions = std::make_shared<Questions>();
     try {
-      if (rank_ == root) {
-        store_->set(key, "");
-        if (follows_ > kKeptKeys) static_cast<void>(store_->deleteKey(concat("follow/", follows_ - kKeptKeys - 1)));
-        return;
-      }
-      while (!store_->check({key})) {
-        monitor_->check();
-        if (monitor_->has_left(root) && !store_->check({key})) give_up(Saw::kClosed);
-        std::this_thread::sleep_for(kLook);
-      }
+      const int64_t call = follows_++;
+      const auto followed = within<bool>(Clock::time_point::max(), rank_ == root ? lead(call) : wait_for(root, call, questions),
+                                         [&] { return monitor_->has_verdict() || Clock::now() - questions->answered.load() > limit_; });
+      if (followed == true) return;
+      questions->over = true;
+      give_up(followed.has_value() ? Saw::kClosed : Saw::kNothing);
     } catch (const Error&) {
       throw;
     } catch (const std::exception& error) {
@@ -202,6 +204,33 @@ class ProcessGroup final : public Communicator {
     ProcessGroup& of_;
     const uint64_t sum_;
   };
+
+  struct Questions {
+    std::atomic<Clock::time_point> answered = Clock::now();  // the newest
+    std::atomic<bool> over = false;                          // nobody waits for more
+  };
+  static std::string follow_key(int64_t call) { return concat("follow/", call); }
+
+  [[nodiscard]] std::function<bool()> lead(int64_t call) const {
+    return [store = store_, call] {
+      store->set(follow_key(call), "");
+      if (call >= kKeptKeys) static_cast<void>(store->deleteKey(follow_key(call - kKeptKeys)));
+      return true;
+    };
+  }
+
+  // False: root has ended without it.
+  [[nodiscard]] std::function<bool()> wait_for(int root, int64_t call, const std::shared_ptr<Questions>& questions) const {
+    return [store = store_, call, questions, has_left = monitor_->has_left(root)] {
+      const std::vector<std::string> keys = {follow_key(call)};
+      while (!store->check(keys)) {
+        if (questions->over || (has_left() && !store->check(keys))) return false;
+        questions->answered = Clock::now();
+        std::this_thread::sleep_for(kLook);
+      }
+      return true;
+    };
+  }
 
   void begin_call() {
     monitor_->begin_call();
@@ -357,9 +386,24 @@ class ProcessGroup final : public Communicator {
     finish(*start(tensor, [&](c10d::Backend& group, std::vector<at::Tensor>& tensors) { return group.broadcast(tensors, options); }), tensor);
   }
 
+  // Gloo does not end a call whose sending waits while a peer closes the connection, though it knows of that: a new call to that peer is refused at once.
+  void probe() {
+    for (int peer = 0; peer < size_; ++peer) {
+      if (peer == rank_) continue;
+      std::vector<at::Tensor> nothing = {at::empty({1}, at::kByte)};
+      try {
+        static_cast<void>(cpu_->recv(nothing, peer, kProbeTag));  // forgotten, and nobody waits for it
+      } catch (const std::exception& error) {
+        logger_.debug("c10d: ", words_of(error));
+        give_up(Saw::kClosed);
+      }
+    }
+  }
+
   void finish(c10d::Work& work, const at::Tensor& tensor, Clock::time_point begin = Clock::now()) {
     // On a device this only puts what follows after the call; nothing waits here.
     const auto slice = tensor.is_cpu() ? kSlice : std::chrono::milliseconds(kNoTimeout);
+    Clock::duration next_probe = kProbe;
     while (true) {
       monitor_->check();
       try {
@@ -373,6 +417,7 @@ class ProcessGroup final : public Communicator {
           give_up(waited + kSlice < limit_ ? Saw::kClosed : Saw::kNothing);
         }
         if (waited > limit_ + kSlack) give_up(Saw::kNothing);  // else the slice is over
+        if (waited > next_probe) probe(), next_probe *= 2;
       }
     }
   }
@@ -390,7 +435,7 @@ class ProcessGroup final : public Communicator {
   const SharedSums::Look look_ = [this](std::chrono::steady_clock::duration waited, bool lost) {
     monitor_->check();
     if (lost) give_up(Saw::kClosed);
-    if (waited > limit_ + kSlack) give_up(Saw::kNothing);
+    if (waited > limit_) give_up(Saw::kNothing);
   };
   std::vector<WorkPtr> begun_;          // on the CPU, that may not have ended
 };

@@ -43,7 +43,7 @@ struct ConnectOptions {
 /// any is broadcast. A single rank gets a communicator that talks to nobody.
 ///
 /// While it lives SIGPIPE is ignored, if it was at its default, and c10d's log lines stay off the standard error unless TORCH_CPP_LOG_LEVEL is set.
-/// What PeerLost says it says on all ranks that are left; it takes some 2 s at most beyond the time limit, and, where a process has ended, about 1 s.
+/// What PeerLost says it says on all ranks that are left; it takes some 2 s at most beyond the time limit, and, where a process has ended, 1 to 2 s.
 ///
 /// Its end. All ranks end it when they have made all calls; rank 0, whose process may serve the others, waits for them, for at most the time
 /// limit. After a failure it returns within a second, and a group that still works on a call is left as it is, with its threads and connections:

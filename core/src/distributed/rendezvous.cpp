@@ -190,8 +190,9 @@ class Meeting {
       if (!store.check({here(rank)})) missing.push_back(rank);
     }
     if (missing.empty()) return;  // at the last moment
-    const std::string text = concat(subject(missing, ranks_.world_size), " not joined within ", in_words(limit_), "; see why ", missing.size() == 1 ? "it does" : "they do",
+    const std::string seen = concat(subject(missing, ranks_.world_size), " not joined within ", in_words(limit_), "; see why ", missing.size() == 1 ? "it does" : "they do",
                                     " not run, and whether all have the same MASTER_ADDR and MASTER_PORT (", where(), ")");
+    const std::string text = store.compareSet("called_off", "", seen);  // that of the first who looked: by now others may have marked who is missing
     for (const int rank : missing) store.compareSet(here(rank), "", kCalledOff + text);  // ends the others' wait with the same text
     give_up(store, text);
   }

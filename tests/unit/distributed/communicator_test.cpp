@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <set>
+#include <thread>
 
 #include "communicator_ranks.h"
 #include "marlin/core/connect_ranks.h"
@@ -20,11 +22,13 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::StartsWith;
 
+constexpr auto kShort = 2s;  // a time limit
+
 // What each of `size` connected ranks says. Nothing else may be printed.
-std::vector<std::string> said_by(int size, const std::function<std::string(Communicator&)>& body) {
+std::vector<std::string> said_by(int size, const std::function<std::string(Communicator&)>& body, std::chrono::milliseconds limit = 60s) {
   const HeldPort port;
   ForkedRanks ranks(size, [&](int rank) {
-    const auto communicator = connect(options_of(rank, size, port));
+    const auto communicator = connect(options_of(rank, size, port, limit));
     if (communicator->rank() != rank || communicator->world_size() != size) throw std::logic_error("not the rank it is");
     return body(*communicator);
   });
@@ -202,6 +206,19 @@ TEST_P(CommunicatorTest, EndsWellWithoutAWordWhoeverIsLast) {
       EXPECT_EQ(end.printed, "");
     }
   }
+}
+
+TEST(CommunicatorConnectTest, WhoIsFollowedMayTakeLongerThanACallMay) {
+  const auto said = said_by(3, [](Communicator& communicator) {
+    std::string order;
+    for (int i = 0; i < 250; ++i) communicator.follow(i % 3);  // keys do not pile up, and each call has its own
+    communicator.barrier();
+    const auto begin = std::chrono::steady_clock::now();
+    if (communicator.rank() == 0) std::this_thread::sleep_for(kShort * 2);  // a save, say
+    communicator.follow(0);
+    return std::string(std::chrono::steady_clock::now() - begin >= kShort ? "waited" : "did not wait");
+  }, kShort);
+  EXPECT_THAT(said, Each("waited"));
 }
 
 TEST(CommunicatorConnectTest, OneRunAfterTheOtherInTheSameProcesses) {

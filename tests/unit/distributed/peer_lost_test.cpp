@@ -72,16 +72,18 @@ TEST(PeerLostTest, ARankThatIsKilledAtAnyMomentIsNamedByAllOthers) {
 TEST(PeerLostTest, ARanksOwnMessageReachesAllOthers) {
   for (const int failing : {0, 2}) {
     const HeldPort port;
-    const Gate started;
-    auto begin = ForkedRanks::Clock::now();
+    const Gate started, now;
     ForkedRanks ranks(3, [&](int rank) -> std::string {
       const auto communicator = connect(options_of(rank, 3, port));
       started.open();
       if (rank != failing) work(*communicator);
-      started.pass(3);
+      now.pass();
       communicator->fail("boom\nat step 7");
       return "";  // its process ends at once
     });
+    started.pass(3);
+    const auto begin = ForkedRanks::Clock::now();
+    now.open();
     for (int rank = 0; rank < 3; ++rank) {
       const auto end = ranks.end(rank);
       if (rank != failing) {
@@ -149,6 +151,7 @@ TEST(PeerLostTest, ARankThatStandsStillIsNamedAfterTheTimeLimit) {
     const Gate started;
     ForkedRanks ranks(3, [&](int rank) -> std::string {
       const auto communicator = connect(options_of(rank, 3, port, 3s));
+      all_reduce(*communicator, at::ones({1}));
       started.open();
       work(*communicator);
       return "";
@@ -161,9 +164,33 @@ TEST(PeerLostTest, ARankThatStandsStillIsNamedAfterTheTimeLimit) {
       const auto end = ranks.end(rank);
       EXPECT_THAT(end.said, MatchesRegex(concat("training: rank ", stopped, " ", kProcess, " did not answer within 3 s: stopped, or cut off from the network")));
       EXPECT_GT(milliseconds(end, begin), 2900);
-      EXPECT_LT(milliseconds(end, begin), 3000 + 2500);
+      EXPECT_LT(milliseconds(end, begin), 3000 + 3000);
       expect_clean(end);
     }
+  }
+}
+
+// As while rank 0 saves: however long that takes is fine, but its store must go on answering.
+TEST(PeerLostTest, ARankThatIsFollowedAndStandsStillIsNamedAfterTheTimeLimit) {
+  const HeldPort port;
+  const Gate started, never;
+  ForkedRanks ranks(3, [&](int rank) -> std::string {
+    const auto communicator = connect(options_of(rank, 3, port, 3s));
+    communicator->follow(0);
+    started.open();
+    if (rank == 0) never.pass();
+    communicator->follow(0);
+    return "";
+  });
+  started.pass(3);
+  const auto begin = ForkedRanks::Clock::now();
+  ranks.kill(0, SIGSTOP);
+  for (const int rank : {1, 2}) {
+    const auto end = ranks.end(rank);
+    EXPECT_THAT(end.said, MatchesRegex(concat("training: rank 0 ", kProcess, " did not answer within 3 s: stopped, or cut off from the network")));
+    EXPECT_GT(milliseconds(end, begin), 2900);
+    EXPECT_LT(milliseconds(end, begin), 3000 + 3000);
+    expect_clean(end);
   }
 }
 
@@ -171,7 +198,7 @@ TEST(PeerLostTest, ARankThatIsBusyElsewhereIsNamedAfterTheTimeLimitAndCalled) {
   const HeldPort port;
   const Gate called;
   ForkedRanks ranks(3, [&](int rank) -> std::string {
-    ConnectOptions options = options_of(rank, 3, port, 1s);
+    ConnectOptions options = options_of(rank, 3, port, 3s);
     std::string stuck;
     options.on_stuck = [&](const std::string& message) { stuck = message, called.open(); };
     const auto communicator = connect(options);
@@ -180,7 +207,7 @@ TEST(PeerLostTest, ARankThatIsBusyElsewhereIsNamedAfterTheTimeLimitAndCalled) {
     work(*communicator);
     return "";
   });
-  const std::string text = concat("rank 2 ", kProcess, " did not answer within 1 s: still busy with something else; if that is right, allow more time \\(--backend.timeout_seconds\\)");
+  const std::string text = concat("rank 2 ", kProcess, " did not answer within 3 s: still busy with something else; if that is right, allow more time \\(--backend.timeout_seconds\\)");
   EXPECT_THAT(ranks.end(0).said, MatchesRegex("training: " + text));
   EXPECT_THAT(ranks.end(1).said, MatchesRegex("training: " + text));
   EXPECT_THAT(ranks.end(2).said, MatchesRegex(text));
@@ -188,16 +215,15 @@ TEST(PeerLostTest, ARankThatIsBusyElsewhereIsNamedAfterTheTimeLimitAndCalled) {
 
 TEST(PeerLostTest, ARankInUserCodeIsCalledOnceWhenAnotherFails) {
   const HeldPort port;
-  const Gate called;
-  auto begin = ForkedRanks::Clock::now();
+  const Gate called, started, now;
   ForkedRanks ranks(3, [&](int rank) -> std::string {
     ConnectOptions options = options_of(rank, 3, port);
     options.grace = 500ms;
     std::string calls;
     options.on_stuck = [&](const std::string& message) { calls += message + "; ", called.open(); };
     const auto communicator = connect(options);
-    communicator->barrier();
-    if (rank == 0) communicator->fail("boom");
+    started.open();
+    if (rank == 0) now.pass(), communicator->fail("boom");
     if (rank == 1) work(*communicator);
     if (rank == 2) {
       called.pass();
@@ -209,6 +235,9 @@ TEST(PeerLostTest, ARankInUserCodeIsCalledOnceWhenAnotherFails) {
     }
     return calls;
   });
+  started.pass(3);
+  const auto begin = ForkedRanks::Clock::now();
+  now.open();
   EXPECT_EQ(ranks.end(0).said, "");
   EXPECT_EQ(ranks.end(1).said, "training: rank 0 failed: boom");
   EXPECT_EQ(ranks.end(2).said, "rank 0 failed: boom; rank 0 failed: boom");
@@ -230,12 +259,12 @@ TEST(PeerLostTest, ARankThatEndsWhileOthersGoOnIsNamed) {
 
 TEST(PeerLostTest, ARankThatEndsDuringACallEndsAtOnceAndIsNamed) {
   const HeldPort port;
-  const Gate ended;
-  auto begin = ForkedRanks::Clock::now();
+  const Gate ended, started, now;
   ForkedRanks ranks(3, [&](int rank) -> std::string {
     const auto communicator = connect(options_of(rank, 3, port));
-    communicator->barrier();
+    started.open();
     if (rank == 1) {
+      now.pass();
       static_cast<void>(communicator->all_reduce(at::ones({100})));
       return "ended";
     }
@@ -243,6 +272,9 @@ TEST(PeerLostTest, ARankThatEndsDuringACallEndsAtOnceAndIsNamed) {
     communicator->barrier();
     return "";
   });
+  started.pass(3);
+  const auto begin = ForkedRanks::Clock::now();
+  now.open();
   EXPECT_EQ(ranks.end(1).said, "ended");
   ended.open(2);
   for (const int rank : {0, 2}) EXPECT_EQ(ranks.end(rank).said, "training: rank 1 failed: it ended during a call that all ranks must make");
@@ -251,12 +283,12 @@ TEST(PeerLostTest, ARankThatEndsDuringACallEndsAtOnceAndIsNamed) {
 
 TEST(PeerLostTest, AGroupLeftInTheMiddleOfACallDoesNotHoldUpTheEnd) {
   const HeldPort port;
-  const Gate over;
-  auto begin = ForkedRanks::Clock::now();
+  const Gate over, started, now;
   ForkedRanks ranks(3, [&](int rank) -> std::string {
     const auto communicator = connect(options_of(rank, 3, port, 30s));
-    communicator->barrier();
+    started.open();
     if (rank == 0) {
+      now.pass();
       communicator->fail("boom");  // its connections stay open
       over.pass();
     }
@@ -266,6 +298,9 @@ TEST(PeerLostTest, AGroupLeftInTheMiddleOfACallDoesNotHoldUpTheEnd) {
     }
     return "";
   }, ForkedRanks::Leave::kByExit);
+  started.pass(3);
+  const auto begin = ForkedRanks::Clock::now();
+  now.open();
   for (const int rank : {1, 2}) {
     const auto end = ranks.end(rank);
     EXPECT_EQ(end.code, 0);
@@ -283,7 +318,7 @@ TEST(PeerLostTest, ARankThatIsKilledWhileAllConnectEndsTheOthersWithinTheTimeLim
     const std::chrono::microseconds delay(random() % 40'000);
     const HeldPort port;
     ForkedRanks ranks(3, [&](int rank) -> std::string {
-      const auto communicator = connect(options_of(rank, 3, port, 1s));
+      const auto communicator = connect(options_of(rank, 3, port, 3s));
       work(*communicator);
       return "";
     });
@@ -296,7 +331,7 @@ TEST(PeerLostTest, ARankThatIsKilledWhileAllConnectEndsTheOthersWithinTheTimeLim
       SCOPED_TRACE(concat("seed ", seed, ", killed ", victim, " after ", delay.count(), " us, rank ", rank, ": ", end.said));
       EXPECT_EQ(end.code, 1);
       EXPECT_THAT(end.said, AllOf(Not(StartsWith("invalid argument")), HasSubstr(concat("rank ", victim, " "))));
-      EXPECT_LT(milliseconds(end, begin), 1000 + 1000 + 1000 + kSoon);  // to meet, to connect, some slack, and to find out
+      EXPECT_LT(milliseconds(end, begin), 3000 + 3000 + 1000 + kSoon);  // to meet, to connect, some slack, and to find out
       EXPECT_THAT(end.said, Not(HasSubstr(".cc")));  // Gloo itself may have printed that it cannot connect
     }
   }
@@ -306,7 +341,7 @@ TEST(PeerLostTest, ARankThatTakesItsTimeAfterItsLastCallIsLeftInPeace) {
   const HeldPort port;
   const Gate first_has_ended;
   ForkedRanks ranks(2, [&](int rank) -> std::string {
-    ConnectOptions options = options_of(rank, 2, port, 300ms);
+    ConnectOptions options = options_of(rank, 2, port, 3s);
     options.grace = 0ms;
     std::string stuck = "in peace";
     options.on_stuck = [&](const std::string& message) { stuck = message; };

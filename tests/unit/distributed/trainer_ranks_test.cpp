@@ -95,7 +95,7 @@ TEST(TrainerRanksTest, ASaveThatFailsAndEndsTheRunEndsAll) {
     rank.recorded->before_save = [](const SavePoint& point) {
       if (point.index == 1) throw Error(Errc::kIo, "the disk is full");
     };
-    EXPECT_THAT(failure_of(*rank.trainer(4, {.on_error = OnError::kFail})), AllOf(HasSubstr("the disk is full"), ::testing::StartsWith(rank.number == 1 ? "rank 0 failed: " : "")));
+    EXPECT_THAT(failure_of(*rank.trainer(4, {.async = false, .on_error = OnError::kFail})), AllOf(HasSubstr("the disk is full"), ::testing::StartsWith(rank.number == 1 ? "rank 0 failed: " : "")));
     EXPECT_EQ(rank.module->times("end_epoch"), 2);
   });
 }
