@@ -2,9 +2,10 @@
 
 import re
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
-from cli_support import CliTest, Finished, load
+from cli_support import CliTest, Finished, FolderEvents, load, start_training
 
 QUIET = ("--progress", "off")
 # 5 batches, the last one of a single sample: of 3 ranks, 2 have none of it.
@@ -30,11 +31,27 @@ class DdpSupport(CliTest):
         """A run of so many local ranks that ends well."""
         return self.ok("--nproc", ranks, "--backend", "ddp", *args, *QUIET, **how)
 
+    def in_training(self, *args, **how):
+        """A run in the test's folder that has saved its first epoch, and has nothing to save soon."""
+        self.path("checkpoints").mkdir(exist_ok=True)
+        with closing(FolderEvents(self.path("checkpoints"))) as events:
+            running = start_training(self.dir, *args, *QUIET, **how)
+            self.addCleanup(running.end)
+            self.assertIsNotNone(running.await_event(events, lambda event, name: (event, name) == (events.MOVED_TO, "checkpoint_0.pt")))
+        return running
+
     def assertClose(self, file_a, file_b, tolerance):
         a, b = load(file_a), load(file_b)
         self.assertEqual(list(a), list(b))
         for name in a:
             self.assertLessEqual((a[name].double() - b[name].double()).abs().max().item(), tolerance, name)
+
+
+def runs(pid):
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # it has just ended
+        return False
 
 
 def ranks_of(launcher):

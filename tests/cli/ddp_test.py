@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from cli_support import DIGITS, LONG, differing, environment, load, names, random_of_this_run, start_training
-from ddp_support import QUIET, SHORT_LAST, DdpSupport, ranks_of
+from ddp_support import QUIET, SHORT_LAST, DdpSupport, ranks_of, runs
 from stop_support import HARD
 
 TORCHRUN = Path(sys.executable).parent / "torchrun"
@@ -105,31 +105,50 @@ class DdpStopTest(DdpSupport):
     LONG_RUN = ("--nproc", 3, "--backend", "ddp", "--epochs", 1000, "--checkpointer.period", 1000)
 
     def assertStoppedAt(self, finished, code):
+        """Stopped, with a whole checkpoint of the step that it says; the step. Before the first there is nothing to save."""
         self.assertNothingStrange(finished)
         self.assertEqual(finished.code, code, str(finished))
-        last = re.fullmatch(r"stopped epochs=(\d+) global_step=(\d+) .*checkpoint=(\S+)", finished.last)
+        last = re.fullmatch(r"stopped epochs=(\d+) global_step=(\d+)(?: .*checkpoint=(\S+))?", finished.last)
         self.assertIsNotNone(last, str(finished))
-        self.assertEqual(load(self.path(last[3]))["trainer_backend_state"]["global_step_completed"], int(last[2]))
+        step = int(last[2])
+        if step == 0:
+            self.assertEqual(names(self.path("checkpoints")), [], str(finished))
+        else:
+            self.assertIsNotNone(last[3], str(finished))
+            self.assertEqual(load(self.path(last[3]))["trainer_backend_state"]["global_step_completed"], step)
         self.assertAllWhole(self.path("checkpoints"))
+        return step
 
     def test_a_signal_to_any_rank_stops_all(self):
         for rank, number in ((0, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGINT)):
             with self.subTest(rank=rank, signal=number):
                 shutil.rmtree(self.path("checkpoints"), ignore_errors=True)
+                running = self.in_training(*self.LONG_RUN)
+                os.kill(ranks_of(running.process)[rank], number)
+                self.assertGreater(self.assertStoppedAt(running.finished(), 128 + number), 0)
+
+    def test_a_signal_to_any_rank_stops_all_as_soon_as_the_record_has_begun(self):
+        for rank in (0, 1, 2):
+            with self.subTest(rank=rank):
+                shutil.rmtree(self.path("checkpoints"), ignore_errors=True)
                 running = start_training(self.dir, *self.LONG_RUN, *QUIET)
                 self.addCleanup(running.end)
-                os.kill(ranks_of(running.process)[rank], number)
-                self.assertStoppedAt(running.finished(), 128 + number)
+                os.kill(ranks_of(running.process)[rank], signal.SIGTERM)
+                self.assertStoppedAt(running.finished(), 143)
 
     def test_a_signal_to_the_launcher_stops_all(self):
-        running = start_training(self.dir, *self.LONG_RUN, *QUIET)
-        self.addCleanup(running.end)
+        running = self.in_training(*self.LONG_RUN)
         running.send(signal.SIGTERM)
-        self.assertStoppedAt(running.finished(), 143)
+        self.assertGreater(self.assertStoppedAt(running.finished(), 143), 0)
 
     def test_time_that_is_up_stops_all(self):
-        finished = self.run_digits(*self.LONG_RUN, "--max_seconds", 8, *QUIET)
-        self.assertStoppedAt(finished, 5)
+        for seconds in (8, 16, 32, 64):  # the start counts, and takes longer on a busy machine
+            finished = self.run_digits(*self.LONG_RUN, "--max_seconds", seconds, *QUIET)
+            if finished.code == 2:
+                self.assertIn("before training could begin", finished.err)
+            elif self.assertStoppedAt(finished, 5) > 0:
+                return
+        self.fail(str(finished))
 
 
 class DdpFailureTest(DdpSupport):
@@ -155,30 +174,30 @@ class DdpFailureTest(DdpSupport):
                 self.assertLess(time.monotonic() - killed, 12)
                 self.assertEqual(finished.code, 128 + signal.SIGKILL, str(finished))
                 self.assertRegex(finished.err, rf"rank {victim}\b", str(finished))
-                self.assertLessEqual(set(names(self.path("checkpoints"))), {"checkpoint_0.pt"}, str(finished))  # that of the first epoch's end
+                saved = {name for name in names(self.path("checkpoints")) if not name.startswith(".")}  # a killed save leaves its temporary file
+                self.assertLessEqual(saved, {"checkpoint_0.pt"}, str(finished))  # that of the first epoch's end
+                self.assertAllWhole(self.path("checkpoints"))
                 self.assertNotIn("Traceback", finished.err)
 
     def test_a_rank_that_hangs_is_given_up_after_the_limit(self):
-        running = start_training(self.dir, *self.RUN, "--backend.timeout_seconds", 3, *QUIET)
-        self.addCleanup(running.end)
+        running = self.in_training(*self.RUN, "--backend.timeout_seconds", 8)
         pid = ranks_of(running.process)[1]
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
         finished = running.finished()
-        self.assertLess(time.monotonic() - stopped, 20, str(finished))
+        self.assertLess(time.monotonic() - stopped, 25, str(finished))
         self.assertNotEqual(finished.code, 0)
         self.assertRegex(finished.err, r"rank 1\b")
 
     def test_ranks_end_when_their_launcher_is_killed(self):
-        running = start_training(self.dir, *self.RUN, *QUIET)
-        self.addCleanup(running.end)
+        running = self.in_training(*self.RUN)
         pids = ranks_of(running.process).values()
         running.process.kill()
         running.process.wait()
         deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text() for pid in pids):
+        while time.monotonic() < deadline and any(map(runs, pids)):
             time.sleep(0.05)
-        self.assertFalse([pid for pid in pids if Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()])
+        self.assertFalse([pid for pid in pids if runs(pid)])
 
 
 class DdpExitCodeTest(DdpSupport):
@@ -217,8 +236,7 @@ class DdpExitCodeTest(DdpSupport):
         self.assertEqual(re.sub(r"loss=\S+", "", alone.last), re.sub(r"loss=\S+", "", together.last))
 
     def test_a_save_that_fails_at_the_end_is_told_by_the_code(self):
-        running = start_training(self.dir, "--nproc", 2, "--backend", "ddp", "--epochs", 100000, "--checkpointer.period", 100000, *QUIET)
-        self.addCleanup(running.end)
+        running = self.in_training("--nproc", 2, "--backend", "ddp", "--epochs", 100000, "--checkpointer.period", 100000)
         self.path("checkpoints").rename(self.path("elsewhere"))
         self.put("checkpoints", "in the way")
         running.send(signal.SIGTERM)
@@ -253,9 +271,9 @@ class TorchrunTest(DdpSupport):
             pids = ranks_of(job)
             if len(killed) < 3 and len(pids) == 2 and not killed & set(pids.values()) and len(names(folder / "checkpoints")) > len(killed):
                 time.sleep(random.uniform(0, 0.3))
-                killed.add(victim := pids[random.randrange(2)])
-                os.kill(victim, signal.SIGKILL)
-                killed |= set(pids.values())
+                if runs(victim := pids[random.randrange(2)]):  # else the job has just ended
+                    os.kill(victim, signal.SIGKILL)
+                    killed |= set(pids.values())
             time.sleep(0.05)
         said = self.said()
         self.assertEqual(job.wait(30), 0, said)

@@ -162,7 +162,7 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscri
     def test_a_signal_that_scancel_sends_stops_all(self):
         job = self.start("--epochs", 100000, "--checkpointer.period_steps", 50, "--checkpointer.keep_last", 2)
         self.await_checkpoint()
-        jobs = subprocess.run(["squeue", "--noheader", "--format=%i"], env=environment(**self.variables), capture_output=True, text=True, check=True).stdout.split()
+        jobs = subprocess.run(["squeue", "--noheader", "--states=RUNNING", "--format=%i"], env=environment(**self.variables), capture_output=True, text=True, check=True).stdout.split()
         subprocess.run(["scancel", "--signal=TERM", *jobs], env=environment(**self.variables), check=True)
         self.assertEqual(job.wait(60), 143, self.said())
         self.assertRegex(self.said(), r"(?m)^stopped epochs=\d+ global_step=\d+ .*checkpoint=")

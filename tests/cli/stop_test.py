@@ -50,6 +50,7 @@ class SigtermTest(StopSupport):
     def test_several_are_as_one(self):
         for attempt in range(10):
             running = self.in_training(self.path(f"run_{attempt}"), *self.RUN)
+            time.sleep(self.random.uniform(0, 0.1 * attempt))
             for _ in range(20):
                 running.send(signal.SIGTERM)
             finished = running.finished()

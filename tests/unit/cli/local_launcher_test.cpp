@@ -366,8 +366,9 @@ TEST(LocalLauncherTest, ARankThatLostAnotherIsNoReasonAndGivesThatOneTimeToSayIt
 }
 
 TEST(LocalLauncherTest, ALostRankThatNeverEndsIsKilledAfterTheTimeOfGraceAndNamed) {
-  Launch launch(3, {"tell=ready", "1@pause", "exit=75"}, options_of(300ms));
+  Launch launch(3, {"tell=ready", "1@pause", concat("wait_on=", kGate), "exit=75"}, options_of(300ms));
   launch.heard(3);
+  launch.open_gate(2);
   EXPECT_EQ(launch.code(), 1);
   EXPECT_EQ(launch.err(), "error: rank 1 of 3 did not end, and was killed\n");
 }
