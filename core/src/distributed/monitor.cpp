@@ -23,9 +23,10 @@ using namespace std::chrono_literals;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
 constexpr auto kForever = std::chrono::milliseconds(std::chrono::hours(24 * 365));
-constexpr auto kAnswer = 1100ms;    // for a monitor to say that it is there, on a busy machine, too
-constexpr auto kHear = 900ms;       // for the others to hear the verdict before their store goes
+constexpr auto kAnswer = 1000ms;    // for a monitor to say that it is there, on a busy machine, too
+constexpr auto kHear = 700ms;       // for the others to hear the verdict before their store goes
 constexpr auto kVerdict = 2000ms;   // for a verdict, if the store answers
+static_assert(kAnswer + kHear + 200ms <= kVerdict, "rank 0 hears its own verdict after the others");
 constexpr auto kTold = 1000ms;      // for all to be told that this rank has failed
 constexpr auto kLook = 100ms;       // between two looks at a verdict while waiting at the store
 
@@ -292,7 +293,9 @@ void Monitor::fail(const std::string& message) noexcept {
 
 void Monitor::say_goodbye() noexcept {
   try {
-    if (!has_verdict()) state_->talking->set(key("bye", state_->options.rank), "");
+    if (has_verdict()) return;
+    // Others must find it before they find this rank's connections closed, so it is waited for.
+    static_cast<void>(within<bool>(Clock::now() + kTold, [state = state_, bye = key("bye", state_->options.rank)] { return state->talking->set(bye, ""), state->talking->check({bye}); }));
   } catch (const std::exception&) {
   }
 }

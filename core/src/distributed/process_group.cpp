@@ -36,7 +36,8 @@ constexpr auto kSlice = 50ms;    // of waiting, between two looks at the verdict
 constexpr auto kLook = 1ms;      // between two looks at the store
 constexpr int64_t kPiece = 64 << 20;  // bytes that are sent in one call, for each call has the time limit
 constexpr int64_t kKeptKeys = 100;  // of follow(): nobody is that many calls behind
-constexpr auto kProbe = 500ms;   // of waiting, until peers are probed; then twice as long each time
+constexpr auto kProbe = 500ms;   // of waiting, until peers are probed
+constexpr auto kAsk = 1000ms;    // for the store to say whether a peer has left
 constexpr int kProbeTag = 1;     // of what nobody sends
 constexpr auto kSlack = 500ms;   // Gloo ends a call at the time limit, or a little later, or (seldom) never
 
@@ -163,8 +164,15 @@ class ProcessGroup final : public Communicator {
     const auto questions = std::make_shared<Questions>();
     try {
       const int64_t call = follows_++;
-      const auto followed = within<bool>(Clock::time_point::max(), rank_ == root ? lead(call) : wait_for(root, call, questions),
-                                         [&] { return monitor_->has_verdict() || Clock::now() - questions->answered.load() > limit_; });
+      int64_t seen = -1;
+      Clock::duration silence{};  // counted in looks, so that a time in which this process itself stood still is none
+      const auto give_up_waiting = [&] {
+        const int64_t answers = questions->answers;
+        silence = answers == seen ? silence + kGiveUpLook : Clock::duration::zero();
+        seen = answers;
+        return monitor_->has_verdict() || silence > limit_;
+      };
+      const auto followed = within<bool>(Clock::time_point::max(), rank_ == root ? lead(call) : wait_for(root, call, questions), give_up_waiting);
       if (followed == true) return;
       questions->over = true;
       give_up(followed.has_value() ? Saw::kClosed : Saw::kNothing);
@@ -206,8 +214,8 @@ class ProcessGroup final : public Communicator {
   };
 
   struct Questions {
-    std::atomic<Clock::time_point> answered = Clock::now();  // the newest
-    std::atomic<bool> over = false;                          // nobody waits for more
+    std::atomic<int64_t> answers = 0;
+    std::atomic<bool> over = false;  // nobody waits for more
   };
   static std::string follow_key(int64_t call) { return concat("follow/", call); }
 
@@ -225,7 +233,7 @@ class ProcessGroup final : public Communicator {
       const std::vector<std::string> keys = {follow_key(call)};
       while (!store->check(keys)) {
         if (questions->over || (has_left() && !store->check(keys))) return false;
-        questions->answered = Clock::now();
+        ++questions->answers;
         std::this_thread::sleep_for(kLook);
       }
       return true;
@@ -387,23 +395,34 @@ class ProcessGroup final : public Communicator {
   }
 
   // Gloo does not end a call whose sending waits while a peer closes the connection, though it knows of that: a new call to that peer is refused at once.
-  void probe() {
+  // It forgets no call, so each round costs some 100 bytes a peer, for good: where ranks wait for each other all day, rounds become rare.
+  void probe(c10d::Work& work) {
+    if (Clock::now() < next_probe_) return;
+    next_probe_ = Clock::now() + 1s + probes_++ * 10ms;
     for (int peer = 0; peer < size_; ++peer) {
       if (peer == rank_) continue;
       std::vector<at::Tensor> nothing = {at::empty({1}, at::kByte)};
       try {
         static_cast<void>(cpu_->recv(nothing, peer, kProbeTag));  // forgotten, and nobody waits for it
       } catch (const std::exception& error) {
+        if (work.isCompleted() || has_left(peer)) continue;  // in a last call one may be through before the others are
         logger_.debug("c10d: ", words_of(error));
         give_up(Saw::kClosed);
       }
     }
   }
 
+  // Where the store does not tell, the time limit holds.
+  [[nodiscard]] bool has_left(int peer) const try {
+    return within<bool>(Clock::now() + kAsk, monitor_->has_left(peer)).value_or(true);
+  } catch (const std::exception&) {  // the store has gone; the monitor says so
+    return true;
+  }
+
   void finish(c10d::Work& work, const at::Tensor& tensor, Clock::time_point begin = Clock::now()) {
     // On a device this only puts what follows after the call; nothing waits here.
     const auto slice = tensor.is_cpu() ? kSlice : std::chrono::milliseconds(kNoTimeout);
-    Clock::duration next_probe = kProbe;
+    const auto entered = Clock::now();
     while (true) {
       monitor_->check();
       try {
@@ -417,7 +436,7 @@ class ProcessGroup final : public Communicator {
           give_up(waited + kSlice < limit_ ? Saw::kClosed : Saw::kNothing);
         }
         if (waited > limit_ + kSlack) give_up(Saw::kNothing);  // else the slice is over
-        if (waited > next_probe) probe(), next_probe *= 2;
+        if (Clock::now() - entered > kProbe) probe(work);
       }
     }
   }
@@ -438,6 +457,8 @@ class ProcessGroup final : public Communicator {
     if (waited > limit_) give_up(Saw::kNothing);
   };
   std::vector<WorkPtr> begun_;          // on the CPU, that may not have ended
+  Clock::time_point next_probe_;        // at the earliest
+  int64_t probes_ = 0;
 };
 
 }  // namespace

@@ -23,6 +23,8 @@ using Clock = std::chrono::steady_clock;
 /// A limit as messages name it: "60 s", "2.5 s".
 inline std::string in_words(std::chrono::milliseconds time) { return concat(static_cast<double>(time.count()) / 1000.0, " s"); }
 
+inline constexpr auto kGiveUpLook = std::chrono::milliseconds(20);  ///< Between two calls of within()'s `give_up`.
+
 /// What `work` returns or throws. Nothing: it has not ended at `until`, or `give_up` has become true; then it goes on in the thread that it was given, as
 /// no call of c10d can be called off. So it must own all that it touches.
 template <class T>
@@ -51,11 +53,10 @@ std::optional<T> within(Clock::time_point until, std::function<T()> work, const 
     outcome->done = true;
     outcome->changed.notify_all();
   }).detach();
-  constexpr auto kLook = std::chrono::milliseconds(20);  // for `give_up`
   std::unique_lock lock(outcome->mutex);
   while (!outcome->done) {
     if (Clock::now() >= until || (give_up && give_up())) return std::nullopt;
-    outcome->changed.wait_until(lock, give_up ? std::min(until, Clock::now() + kLook) : until);
+    outcome->changed.wait_until(lock, give_up ? std::min(until, Clock::now() + kGiveUpLook) : until);
   }
   if (outcome->error) std::rethrow_exception(std::exchange(outcome->error, nullptr));
   return std::move(outcome->value);

@@ -357,6 +357,22 @@ TEST(PeerLostTest, ARankThatTakesItsTimeAfterItsLastCallIsLeftInPeace) {
   EXPECT_EQ(ranks.end(1).said, "in peace");
 }
 
+// Its connections are closed while others still wait for each other, longer than they take to look for who is lost.
+TEST(PeerLostTest, ARankThatIsThroughWithTheLastCallFirstIsNotTakenForLost) {
+  const HeldPort port;
+  const Gate go;
+  ForkedRanks ranks(3, [&](int rank) -> std::string {
+    const auto communicator = connect(options_of(rank, 3, port));
+    if (rank == 2) go.pass();
+    communicator->broadcast(at::ones({1 << 22}), 0);
+    return "ended";
+  });
+  EXPECT_EQ(ranks.end(1).said, "ended");
+  std::this_thread::sleep_for(2s);  // rank 0 waits for rank 2
+  go.open();
+  for (const int rank : {0, 2}) EXPECT_EQ(ranks.end(rank).said, "ended");
+}
+
 TEST(PeerLostTest, WhatGlooSaysIsKeptForTheLogger) {
   const HeldPort port;
   ForkedRanks ranks(2, [&](int rank) -> std::string {

@@ -90,14 +90,17 @@ TEST(TrainerRanksTest, ALossThatIsNoNumberOnOneRankEndsAll) {
 }
 
 TEST(TrainerRanksTest, ASaveThatFailsAndEndsTheRunEndsAll) {
-  on_ranks(2, [](Communicator& communicator) {
-    Rank rank(communicator);
-    rank.recorded->before_save = [](const SavePoint& point) {
-      if (point.index == 1) throw Error(Errc::kIo, "the disk is full");
-    };
-    EXPECT_THAT(failure_of(*rank.trainer(4, {.async = false, .on_error = OnError::kFail})), AllOf(HasSubstr("the disk is full"), ::testing::StartsWith(rank.number == 1 ? "rank 0 failed: " : "")));
-    EXPECT_EQ(rank.module->times("end_epoch"), 2);
-  });
+  for (const bool async : {false, true}) {
+    on_ranks(2, [async](Communicator& communicator) {
+      Rank rank(communicator);
+      rank.recorded->before_save = [](const SavePoint& point) {
+        if (point.index == 1) throw Error(Errc::kIo, "the disk is full");
+      };
+      EXPECT_THAT(failure_of(*rank.trainer(100, {.async = async, .on_error = OnError::kFail})), AllOf(HasSubstr("the disk is full"), ::testing::StartsWith(rank.number == 1 ? "rank 0 failed: " : "")));
+      EXPECT_GE(rank.module->times("end_epoch"), 2);
+      EXPECT_LT(rank.module->times("end_epoch"), async ? 100 : 3);
+    });
+  }
 }
 
 TEST(TrainerRanksTest, ASaveThatFailsAndOnlyWarnsEndsNobody) {
