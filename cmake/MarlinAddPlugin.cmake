@@ -33,7 +33,7 @@ function(marlin_add_plugin name)
   add_library(${name} MODULE ${arg_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE marlin::sdk ${arg_LIBS})
   if(MARLIN_PLUGIN_OUTPUT_DIR)   # one of libmarlin's own
-    marlin_defaults(${name})
+    marlin_defaults(${name} PCH tensors)
     set_target_properties(${name} PROPERTIES LIBRARY_OUTPUT_DIRECTORY "${MARLIN_PLUGIN_OUTPUT_DIR}")
   endif()
   target_compile_features(${name} PRIVATE cxx_std_20)

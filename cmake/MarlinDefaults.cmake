@@ -1,4 +1,4 @@
-# marlin_defaults(target): language level, warnings, visibility, sanitizers, run paths and the precompiled header of this project.
+# marlin_defaults(target ...): language level, warnings, visibility, sanitizers, run paths and the precompiled header of this project.
 include_guard(GLOBAL)
 
 if(NOT CMAKE_BUILD_TYPE AND PROJECT_IS_TOP_LEVEL)
@@ -19,8 +19,14 @@ set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_CXX_COMPILE_OPTIONS_PIE "-fPIC")
 set(MARLIN_PLUGIN_OUTPUT_DIR "${PROJECT_BINARY_DIR}/lib/marlin/plugins")
 
+# What precompiled headers hold. A header that is compiled already still costs its templates in every file: 0.3 s a file for tensors, 2 s for modules, and
+# 4 s for torch, which is for programs that include <torch/torch.h>.
+set(MARLIN_PCH_tensors <ATen/core/Tensor.h>)
+set(MARLIN_PCH_modules <torch/nn/module.h> <torch/optim/optimizer.h>)
+set(MARLIN_PCH_torch <torch/torch.h>)
+
 function(marlin_defaults target)
-  cmake_parse_arguments(arg "PLAIN" "" "" ${ARGN})   # PLAIN: includes no LibTorch header, so takes no precompiled header
+  cmake_parse_arguments(arg "PLAIN" "PCH" "" ${ARGN})   # PLAIN: includes no LibTorch header, so takes no precompiled header; PCH: tensors, modules or torch (default)
   target_compile_features(${target} PUBLIC cxx_std_20)
   set_target_properties(${target} PROPERTIES
     CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON DEFINE_SYMBOL ""
@@ -31,15 +37,20 @@ function(marlin_defaults target)
     target_link_options(${target} PRIVATE -fsanitize=${MARLIN_SANITIZE})
   endif()
   if(NOT arg_PLAIN)
-    if(NOT TARGET marlin_pch)
-      add_library(marlin_pch OBJECT "${PROJECT_SOURCE_DIR}/cmake/pch.cpp")
-      target_link_libraries(marlin_pch PRIVATE marlin::libtorch)
-      target_precompile_headers(marlin_pch PRIVATE <torch/torch.h>)
-      target_compile_options(marlin_pch PRIVATE -fpch-preprocess)
-      marlin_defaults(marlin_pch PLAIN)
+    set(headers torch)
+    if(arg_PCH)
+      set(headers ${arg_PCH})
+    endif()
+    set(pch marlin_pch_${headers})
+    if(NOT TARGET ${pch})
+      add_library(${pch} OBJECT "${PROJECT_SOURCE_DIR}/cmake/pch.cpp")
+      target_link_libraries(${pch} PRIVATE marlin::libtorch)
+      target_precompile_headers(${pch} PRIVATE ${MARLIN_PCH_${headers}})
+      target_compile_options(${pch} PRIVATE -fpch-preprocess)
+      marlin_defaults(${pch} PLAIN)
     endif()
     target_compile_options(${target} PRIVATE -fpch-preprocess -Winvalid-pch)
-    target_precompile_headers(${target} REUSE_FROM marlin_pch)
+    target_precompile_headers(${target} REUSE_FROM ${pch})
   endif()
 endfunction()
 
