@@ -43,9 +43,14 @@ std::string why_not_loaded(std::string_view what) {
   return concat(one_line(what.substr(0, what.rfind("): "))), "; link the plugin with what it uses, or build it again with the headers of libmarlin " MARLIN_VERSION);
 }
 
+// glibc declares dlopen() as a function that throws nothing, but the static initialisers that it runs may throw. Called by its name, it would end the process
+// where the compiler has believed that; this pointer's type says nothing of the kind, and the compiler cannot see what it holds.
+void* (*const volatile open_library)(const char*, int) = &::dlopen;
+
 // Runs the library's static initialisers: its file must have been checked.
 const PluginDescriptor* link(const LoadedPlugin& plugin) {
   try {
+    static_cast<void>(open_library(plugin.file.c_str(), RTLD_NOW | RTLD_LOCAL));  // Boost then finds it open, or says why it cannot be
     const boost::dll::shared_library library(fs::path(plugin.file), boost::dll::load_mode::rtld_now);
     // LibTorch, spdlog and thread-locals of a library do not survive its unloading, so it is pinned: the handle may go.
     if (!::dlopen(plugin.file.c_str(), RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE)) throw std::runtime_error(::dlerror());
